@@ -1,0 +1,21 @@
+"""What every test shares: no network, one thread, a fixed seed."""
+
+import os
+
+# Before torch or transformers is imported anywhere: a test that reaches for the hub fails at once, the same everywhere.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers for a test alone as in the whole suite. Costs nothing where torch is not imported."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
