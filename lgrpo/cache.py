@@ -1,0 +1,57 @@
+"""A key/value cache of slots: each row writes at its own position, and a slot is reused when its row ends."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+
+class SlotCache(Cache):
+    """Preallocated keys and values of S slots and C columns a layer, for one decode step at a time.
+
+    A column's index is its position. Before each model call set `positions`, the column each row writes to;
+    the call then sees the first `width` columns.
+    """
+
+    def __init__(self, slots: int, columns: int):
+        super().__init__(layers=[])
+        self.slots, self.columns = slots, columns
+        self.keys: list[Tensor] = []  # per layer [S, H, C, d]
+        self.values: list[Tensor] = []
+        self.rows = 0  # slots in use: the first ones
+        self.width = 0
+        self.positions: Tensor | None = None  # int64 [rows]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one position a row ([rows, H, 1, d]); returns views [rows, H, width, d]."""
+        assert self.positions is not None and key_states.shape[0] == self.rows and key_states.shape[2] == 1
+        slot = torch.arange(self.rows, device=key_states.device)
+        self.keys[layer_idx][slot, :, self.positions] = key_states[:, :, 0]
+        self.values[layer_idx][slot, :, self.positions] = value_states[:, :, 0]
+        view = slice(0, self.rows), slice(None), slice(0, self.width)
+        return self.keys[layer_idx][view], self.values[layer_idx][view]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.width
+
+    def fill(self, prefill: DynamicCache, source: Tensor, slots: Tensor) -> None:
+        """Copy rows `source` [n] of a prefilled cache into `slots` [n]: a prompt is computed once for its group."""
+        if not self.keys:
+            for layer in prefill.layers:
+                _, heads, _, depth = layer.keys.shape
+                shape = (self.slots, heads, self.columns, depth)
+                self.keys.append(layer.keys.new_zeros(shape))
+                self.values.append(layer.values.new_zeros((*shape[:3], layer.values.shape[-1])))
+        for index, layer in enumerate(prefill.layers):
+            length = layer.keys.shape[2]
+            self.keys[index][slots, :, :length] = layer.keys[source]
+            self.values[index][slots, :, :length] = layer.values[source]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` [n] over slots `target` [n], to close gaps."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[target, :, : self.width] = tensor[source, :, : self.width]

@@ -1,0 +1,217 @@
+"""A causal language model with its tokenizer and what makes its chain latent.
+
+A checkpoint is an ordinary Hugging Face folder; `lgrpo.json` beside the weights says whether the chain is
+latent, by which recipe it was made and with how many tokens a superposition. Marker ids are derived from the
+tokenizer at each load and never stored in code (docs/method.md, 1).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lgrpo.errors import UserError
+
+BEGIN, END = "<think>", "</think>"
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
+CARD = "lgrpo.json"
+PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
+    "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `lgrpo.json` holds."""
+
+    mode: str  # "latent" or "explicit"
+    recipe: str | None = None  # None: chosen from the model's size
+    k: int = 10  # tokens in a superposition
+
+
+class Policy:
+    """Model, tokenizer, markers. `model` is a `transformers` causal language model; everything else is derived."""
+
+    def __init__(self, model: Any, tokenizer: Any, card: Card, name: str):
+        self.model, self.tokenizer, self.card, self.name = model, tokenizer, card, name
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.eos_ids = _end_of_sequence(model, tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = self.eos_ids[0]
+        self.pad_id: int = tokenizer.pad_token_id
+        self.begin_ids: list[int] = tokenizer.encode(BEGIN, add_special_tokens=False)
+        self.end_ids: list[int] = tokenizer.encode(END, add_special_tokens=False)
+        self.end_id = self.end_ids[0]
+        self.embedding: nn.Module = model.get_input_embeddings()
+        rows = self.embedding.weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UserError(
+                f"{name}: the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}; "
+                "use the tokenizer this model was trained with"
+            )
+        self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    @classmethod
+    def load(cls, source: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> "Policy":
+        """Load a folder or a hub name. dtype: float32 on a CPU and bfloat16 on a GPU unless given.
+
+        Raises UserError when `source` is no causal language model that can be loaded whole.
+        """
+        import transformers
+
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=dtype, output_loading_info=True
+            )
+        except Exception as error:  # each file format fails in its own way
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise UserError(f"{source}: cannot be loaded as a causal language model ({reason})") from error
+        if broken := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
+            raise UserError(
+                f"{source}: {len(broken)} tensors are missing or have another shape, {broken[0]} the first; "
+                "the checkpoint is incomplete"
+            )
+        policy = cls(model.to(device).eval(), tokenizer, read_card(source), Path(source).name)
+        policy.check_head()
+        return policy
+
+    def save(self, folder: Path) -> None:
+        """Write model, tokenizer, chat template and `lgrpo.json` into an existing folder."""
+        self.model.generation_config.pad_token_id = self.pad_id
+        self.model.generation_config.eos_token_id = list(self.eos_ids)
+        for knob in ("temperature", "top_p", "top_k"):  # sampling knobs beside do_sample=False refuse to save
+            if not self.model.generation_config.do_sample:
+                setattr(self.model.generation_config, knob, None)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        card = {"mode": self.card.mode, "recipe": self.card.recipe, "k": self.card.k}
+        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype  # type: ignore[return-value]
+
+    @property
+    def latent(self) -> bool:
+        return self.card.mode == "latent"
+
+    def prompt_ids(self, problem: str, latent: bool) -> list[int]:
+        """Ids of the user turn and the generation prompt; a latent one ends with `<think>` exactly once."""
+        turn = [{"role": "user", "content": INSTRUCTION + problem}]
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        if latent and not text.rstrip().endswith(BEGIN):
+            ids += self.begin_ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of hard tokens, without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that reinforcement trains: all but input embedding and output head (docs/method.md, 5)."""
+        frozen = {id(self.embedding.weight)}
+        if (head := self.model.get_output_embeddings()) is not None:
+            frozen |= {id(parameter) for parameter in head.parameters()}
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in frozen]
+
+    def hidden(self, embeds: Tensor, allowed: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Final hidden states.
+
+        embeds [B, T, D]; allowed bool [B, T, S], True = may attend, S key columns; positions int64 [B, T].
+        Without a cache the S columns are the T positions; with one, those the cache returns.
+        Always passes an explicit mask: without it `transformers` takes positions that do not count up by one
+        for packed sequences and cuts attention.
+        """
+        output = self.model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=self._mask(allowed, positions, cache is not None, embeds.dtype),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D], at least float32."""
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
+
+    def check_head(self) -> None:
+        """Compare `head` with the model's own logits once: some architectures scale theirs. Raises UserError."""
+        ids = torch.tensor([self.end_ids], device=self.device)
+        length = ids.shape[1]
+        with torch.no_grad():
+            causal = torch.ones(1, length, length, dtype=torch.bool, device=self.device).tril()
+            positions = torch.arange(length, device=self.device)[None]
+            ours = self.head(self.hidden(self.embedding(ids), causal, positions))
+            theirs = self.model(input_ids=ids, use_cache=False).logits.float()
+        # bfloat16 logits differ by rounding; a scale or a cap differs by far more.
+        if not torch.allclose(ours.float(), theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max())):
+            kind = self.model.config.model_type
+            raise UserError(f"{self.name}: architecture {kind!r} computes its logits in a way lgrpo does not support")
+
+    def _mask(self, allowed: Tensor, positions: Tensor, cached: bool, dtype: torch.dtype) -> Any:
+        """Additive masks [B, 1, T, S] as the architecture wants them.
+
+        The lowest finite number rather than -inf, which turns fully masked rows into NaN, and rather than
+        booleans, which eager attention silently adds as 0 and 1.
+        """
+        config = self.model.config.get_text_config()
+        full = _additive(allowed, dtype)
+        window = getattr(config, "sliding_window", None)
+        if window is None:
+            return full
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and "sliding_attention" not in kinds:
+            return full
+        # A cache column's position is its index; without a cache the keys are the queries.
+        keys = torch.arange(allowed.shape[-1], device=allowed.device)[None] if cached else positions
+        sliding = _additive(allowed & (positions[:, :, None] - keys[:, None, :] < window), dtype)
+        return sliding if kinds is None else {"full_attention": full, "sliding_attention": sliding}
+
+
+def read_card(source: str | Path) -> Card:
+    """`lgrpo.json` of a folder or a hub repository; an explicit model without a recipe where there is none."""
+    path = Path(source) / CARD
+    if not Path(source).exists():
+        from transformers.utils import cached_file
+
+        found = cached_file(str(source), CARD, _raise_exceptions_for_missing_entries=False)
+        path = Path(found) if found else path
+    if not path.is_file():
+        return Card("explicit")
+    try:
+        card = Card(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
+    if card.mode not in ("latent", "explicit") or not isinstance(card.k, int) or card.k < 1:
+        raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
+    return card
+
+
+def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    zero = torch.zeros((), dtype=dtype, device=allowed.device)
+    return torch.where(allowed, zero, torch.finfo(dtype).min)[:, None]
+
+
+def _end_of_sequence(model: Any, tokenizer: Any) -> list[int]:
+    """All ids that end a response: the tokenizer's and the model's, which often differ."""
+    found: list[int] = []
+    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.eos_token_id):
+        found += source if isinstance(source, list) else [source] if source is not None else []
+    if not found:
+        raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    return sorted(set(found), key=found.index)
