@@ -27,7 +27,9 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write one position a row ([rows, H, 1, d]); returns views [rows, H, width, d]."""
-        assert self.positions is not None and key_states.shape[0] == self.rows and key_states.shape[2] == 1
+        assert self.positions is not None
+        assert key_states.shape[0] == self.rows
+        assert key_states.shape[2] == 1
         slot = torch.arange(self.rows, device=key_states.device)
         self.keys[layer_idx][slot, :, self.positions] = key_states[:, :, 0]
         self.values[layer_idx][slot, :, self.positions] = value_states[:, :, 0]

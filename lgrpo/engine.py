@@ -39,7 +39,9 @@ class Engine:
         self.eos = torch.tensor(policy.eos_ids, device=policy.device)
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[Request], on_finish: Callable[[int, Rollout], None] | None = None) -> list[Rollout]:
+    def generate(
+        self, requests: Sequence[Request], on_finish: Callable[[int, Rollout], None] | None = None
+    ) -> list[Rollout]:
         """One rollout a request, in the order of the requests. `on_finish(index, rollout)` hears of each as it ends."""
         if not requests:
             return []
@@ -196,7 +198,8 @@ class _Slots:
 
     def _rollouts(self, finished: list[int]) -> list[tuple[int, Rollout]]:
         rows = torch.tensor(finished, device=self.policy.device)
-        tensors = [t[rows].cpu() for t in (self.tokens, self.indices, self.scores, self.logprob, self.steps, self.ended)]
+        kept = (self.tokens, self.indices, self.scores, self.logprob, self.steps, self.ended)
+        tensors = [tensor[rows].cpu() for tensor in kept]
         out = []
         for place, row in enumerate(finished):
             index, request = self.owners[row]

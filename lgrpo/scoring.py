@@ -1,0 +1,160 @@
+"""Log-probabilities of recorded rollouts under the policy being trained (docs/method.md, 3 and 5).
+
+Rollouts of one prompt are packed behind a single copy of it: each response sees the prompt and itself, no
+other response, so the numbers are those of separate rows for a fraction of the work. The output head is applied
+at response positions only, in chunks whose logits are recomputed in the backward pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lgrpo import superposition
+from lgrpo.policy import Policy
+from lgrpo.rollout import LATENT, Rollout
+
+LOGITS_PER_CHUNK = 1 << 26  # float32 logits alive at a time: 256 MiB
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rollouts packed into B rows of L columns, with T the longest response. On the policy's device."""
+
+    embeds: Tensor  # [B, L, D], detached
+    segment: Tensor  # int64 [B, L]: 0 prompt, 1.. response, -1 padding
+    positions: Tensor  # int64 [B, L]
+    row: Tensor  # int64 [N, T]: row and column whose hidden state predicts this response position
+    column: Tensor  # int64 [N, T]
+    mask: Tensor  # bool [N, T]: a response position
+    tokens: Tensor  # int64 [N, T], LATENT where a superposition
+    indices: Tensor  # int64 [N, T, K]
+    scores: Tensor  # float [N, T, K]
+
+    @property
+    def latent(self) -> Tensor:
+        return (self.tokens == LATENT) & self.mask
+
+
+def pack(rollouts: Sequence[Rollout], columns: int) -> list[list[int]]:
+    """Rows of at most `columns` positions where possible: lists of rollout numbers that share a prompt.
+
+    Rollouts of one prompt must follow one another.
+    """
+    rows: list[list[int]] = []
+    used, prompt = 0, None
+    for number, rollout in enumerate(rollouts):
+        if rollout.prompt != prompt or used + rollout.length - 1 > columns:
+            rows.append([])
+            used, prompt = len(rollout.prompt), rollout.prompt
+        rows[-1].append(number)
+        used += rollout.length - 1  # the last position predicts nothing
+    return rows
+
+
+def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: int = 1024) -> Batch:
+    """Pack rollouts, rebuild their input embeddings from the recorded actions, and move all to the device."""
+    rows = pack(rollouts, columns)
+    lengths = [r.length for r in rollouts]
+    width = max(len(rollouts[row[0]].prompt) + sum(lengths[n] - 1 for n in row) for row in rows)
+    longest, k = max(lengths), rollouts[0].indices.shape[-1]
+    ids = torch.full((len(rows), width), policy.pad_id)
+    segment = torch.full((len(rows), width), -1)
+    positions = torch.zeros(len(rows), width, dtype=torch.int64)
+    source = torch.full((len(rows), width), -1)  # flat (rollout, step) of a latent column
+    at_row = torch.zeros(len(rollouts), longest, dtype=torch.int64)
+    at_column = torch.zeros(len(rollouts), longest, dtype=torch.int64)
+    for row, numbers in enumerate(rows):
+        prompt = rollouts[numbers[0]].prompt
+        start = len(prompt)
+        ids[row, :start] = torch.tensor(prompt)
+        segment[row, :start] = 0
+        positions[row, :start] = torch.arange(start)
+        for order, number in enumerate(numbers, 1):
+            inputs = lengths[number] - 1
+            here = slice(start, start + inputs)
+            ids[row, here] = rollouts[number].tokens[:-1]
+            source[row, here] = number * longest + torch.arange(inputs)
+            segment[row, here] = order
+            positions[row, here] = len(prompt) + torch.arange(inputs)
+            at_row[number] = row
+            at_column[number, 0] = len(prompt) - 1
+            at_column[number, 1 : inputs + 1] = torch.arange(start, start + inputs)
+            start += inputs
+    indices = torch.zeros(len(rollouts), longest, k, dtype=torch.int64)
+    scores = torch.zeros(len(rollouts), longest, k, dtype=rollouts[0].scores.dtype)
+    tokens = torch.zeros(len(rollouts), longest, dtype=torch.int64)
+    mask = torch.zeros(len(rollouts), longest, dtype=torch.bool)
+    for number, rollout in enumerate(rollouts):
+        length = rollout.length
+        indices[number, :length], scores[number, :length] = rollout.indices, rollout.scores
+        tokens[number, :length], mask[number, :length] = rollout.tokens, True
+
+    device = policy.device
+    ids, source, indices, scores = ids.to(device), source.to(device), indices.to(device), scores.to(device)
+    with torch.no_grad():
+        embeds = policy.embedding(ids.clamp(min=0))
+        latent = ids == LATENT
+        if bool(latent.any()):
+            flat = source[latent]
+            soft = superposition.embed(
+                indices.flatten(0, 1)[flat],
+                superposition.weights_of(scores.flatten(0, 1)[flat], tau),
+                policy.embedding,
+            )
+            embeds = embeds.clone()
+            embeds[latent] = soft
+    return Batch(
+        embeds, segment.to(device), positions.to(device), at_row.to(device), at_column.to(device),
+        mask.to(device), tokens.to(device), indices, scores,
+    )  # fmt: skip
+
+
+def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """What the policy gives to the recorded actions, in float32.
+
+    Returns (components [N, T, K]: log p of the recorded indices at temperature 1; hard [N, T]: log p of the
+    token at the explicit `temperature`). Positions outside the mask, and the form that does not apply, are 0.
+    """
+    order = torch.arange(batch.segment.shape[1], device=batch.segment.device)
+    key, query = batch.segment[:, None, :], batch.segment[:, :, None]
+    allowed = (order[None, :] <= order[:, None]) & ((key == 0) | (key == query))
+    hidden = policy.hidden(batch.embeds, allowed, batch.positions)
+    states = hidden[batch.row[batch.mask], batch.column[batch.mask]]  # [R, D]
+    tokens, indices = batch.tokens[batch.mask], batch.indices[batch.mask]
+
+    def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        logits = policy.head(states)
+        components = logits.gather(1, indices) - logits.logsumexp(-1, keepdim=True)
+        scaled = logits / temperature
+        hard = scaled.gather(1, tokens.clamp(min=0)[:, None])[:, 0] - scaled.logsumexp(-1)
+        latent = tokens == LATENT
+        return components * latent[:, None], hard * ~latent
+
+    rows = max(1, LOGITS_PER_CHUNK // policy.model.get_output_embeddings().weight.shape[0])
+    pieces = list(zip(states.split(rows), tokens.split(rows), indices.split(rows), strict=True))
+    if len(pieces) == 1 or not torch.is_grad_enabled():
+        done = [chunk(*piece) for piece in pieces]
+    else:
+        done = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
+    components, hard = torch.cat([piece[0] for piece in done]), torch.cat([piece[1] for piece in done])
+    out_components = components.new_zeros(*batch.mask.shape, indices.shape[-1])
+    out_hard = hard.new_zeros(batch.mask.shape)
+    where = batch.mask.nonzero(as_tuple=True)
+    return out_components.index_put(where, components), out_hard.index_put(where, hard)
+
+
+def logprob(
+    components: Tensor, hard: Tensor, batch: Batch, tau: float, weighted: bool, advantage: Tensor | None = None
+) -> Tensor:
+    """Log-probability [N, T] of each response position: the surrogate of a latent step, else the token's own.
+
+    advantage [N, T] turns the straight-through gradient on; `weighted` weighs the components by the mixture
+    instead of taking their mean.
+    """
+    scores = torch.where(batch.latent[..., None], batch.scores.to(components.dtype), 0.0)
+    weights = superposition.weights_of(scores, tau) if weighted else None
+    surrogate = superposition.surrogate_logprob(components, scores, advantage, weights)
+    return torch.where(batch.latent, surrogate, hard)
