@@ -12,6 +12,7 @@ from torch import Tensor
 
 _STEP = 0x9E3779B97F4A7C15  # golden ratio: consecutive steps land far apart
 _TOKEN = 0xD1B54A32D192ED03
+BITS = 23  # of a float32 with its half: (2**23 - 0.5) is exact, (2**24 - 0.5) is not
 
 
 def row_key(seed: int, problem: int, sample: int) -> int:
@@ -23,12 +24,13 @@ def row_key(seed: int, problem: int, sample: int) -> int:
 def uniform(keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), never 0 or 1.
 
-    keys: int64 [N], steps: int64 [N], tokens: int64 [N, M]. Returns float32 [N, M], 24 random bits each.
+    keys: int64 [N], steps: int64 [N], tokens: int64 [N, M]. Returns float32 [N, M], 23 random bits each:
+    with 24 the largest would round to 1, whose Gumbel noise is infinite.
     """
     assert keys.shape == steps.shape == tokens.shape[:1], (keys.shape, steps.shape, tokens.shape)
     row = _mix(keys + steps * _signed(_STEP))
-    bits = _shift(_mix(row[:, None] + tokens * _signed(_TOKEN)), 40)
-    return (bits.to(torch.float32) + 0.5) / 2**24
+    bits = _shift(_mix(row[:, None] + tokens * _signed(_TOKEN)), 64 - BITS)
+    return (bits.to(torch.float32) + 0.5) / 2**BITS
 
 
 def gumbel(keys: Tensor, steps: Tensor, tokens: Tensor) -> Tensor:
