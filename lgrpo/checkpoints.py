@@ -1,0 +1,115 @@
+"""Finding checkpoints: which ones a run folder holds, which is meant by a word on the command line. Reads only."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from lgrpo.durable import read_json
+from lgrpo.errors import UserError
+
+KINDS = ("init", "grpo", "explicit")  # endings of run folders' names
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+class Saved(NamedTuple):
+    """One complete checkpoint: its folder, its place in the order of saving, when (UTC, ISO 8601), and its score."""
+
+    path: Path
+    sequence: int
+    time: str
+    score: float | None
+
+
+def saved_checkpoints(run: Path) -> list[Saved]:
+    """The complete checkpoints of a run folder, in the order of saving; empty where it has none."""
+    found = []
+    for path in (run / "checkpoints").glob("[!.]*"):
+        note = read_json(path / "saved.json") or {}
+        sequence, score = note.get("sequence"), note.get("score")
+        if isinstance(sequence, int):
+            found.append(
+                Saved(path, sequence, str(note.get("saved")), score if isinstance(score, (int, float)) else None)
+            )
+    return sorted(found, key=lambda saved: saved.sequence)
+
+
+def latest_saved(run: Path) -> Saved | None:
+    """The checkpoint saved last."""
+    return max(saved_checkpoints(run), key=lambda saved: saved.sequence, default=None)
+
+
+def best_saved(run: Path) -> Saved | None:
+    """The checkpoint with the highest score, the earliest of equals; None where none has a score."""
+    scored = [saved for saved in saved_checkpoints(run) if saved.score is not None]
+    return max(scored, key=lambda saved: (saved.score, -saved.sequence), default=None)
+
+
+def resolve_checkpoint(source: str) -> str:
+    """The model folder or hub name meant by `source`.
+
+    A run folder means its best checkpoint, or its latest where none has a score; a folder with a config.json means
+    itself; a name like owner/name that is no path here is the hub's. Anything else is a UserError with the remedy.
+    """
+    path = Path(source)
+    if not source.strip() or (not path.exists() and not _is_hub_name(source)):
+        raise UserError(
+            f"there is no {source!r}{_similar(path)}; name a run, a model folder, or a hub model as owner/name"
+        )
+    if not path.exists():
+        return source
+    if not path.is_dir():
+        raise UserError(f"{source} is a file; name the folder of the run or model")
+    if (path / "run.json").exists():
+        saved = best_saved(path) or latest_saved(path)
+        if saved is None:
+            raise UserError(f"{source} holds no checkpoint yet; let that run save one first, or name another")
+        return str(saved.path)
+    if not (path / "config.json").exists():
+        raise UserError(f"{source} is neither a run (run.json) nor a model (config.json); name the folder that is")
+    return source
+
+
+def _is_hub_name(source: str) -> bool:
+    """owner/name, unless owner is a folder here: then a mistyped path is the likelier meaning."""
+    owner = source.split("/")[0]
+    return bool(_HUB_NAME.fullmatch(source)) and owner != "runs" and not Path(owner).exists()
+
+
+def _similar(path: Path) -> str:
+    try:
+        there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, there, n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+def newest_run(root: Path = Path("runs"), commands: Collection[str] = ("train", "init")) -> Path | None:
+    """The run under `root` that saved a checkpoint last, among those of these commands; None where there is none."""
+    newest: tuple[str, Path] | None = None
+    for folder in sorted(root.glob("*")):
+        record, saved = read_json(folder / "run.json"), latest_saved(folder)
+        if record and saved and record.get("command") in commands:
+            newest = max(newest or ("", folder), (saved.time, folder))
+    return newest[1] if newest else None
+
+
+def run_folder(root: Path, model: str, kind: str) -> Path:
+    """runs/<model>-<kind> for a hub name, a model folder, a run folder, or a checkpoint inside one.
+
+    A run's own ending is replaced, so that training runs/tiny-init goes to runs/tiny-grpo.
+    """
+    path = Path(model)
+    if path.parent.name == "checkpoints" and (path.parent.parent / "run.json").exists():
+        path = path.parent.parent
+    stem = re.sub(rf"-({'|'.join(KINDS)})$", "", path.name or path.resolve().name)
+    return root / f"{safe_name(stem)}-{safe_name(kind)}"
+
+
+def safe_name(text: str) -> str:
+    """`text` as the name of one file or folder: letters, digits and `._+-`, no leading dot, at most 100 characters."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-").lstrip(".-")[:100] or "model"

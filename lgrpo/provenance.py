@@ -1,0 +1,41 @@
+"""What ran: versions, command line, machine and commit, for the record of a run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from lgrpo import __version__
+from lgrpo.durable import now
+
+_PACKAGES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "math-verify")
+
+
+def this_process() -> dict[str, Any]:
+    """This process, for run.json: at the start, and again at each resume, as any of it may have changed."""
+    versions = {"lgrpo": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "argv": sys.argv,
+        "started": now(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit checked out in the working directory, with -dirty where files differ from it; None without git."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,295 @@
+"""Run folders: what was run, its numbers, and checkpoints that are whole or not there.
+
+    runs/<model>-<kind>/
+        run.json            command, settings with reasons, versions, device, seed, ...; "finished" at the end
+        metrics.jsonl       one object a step, no step twice
+        events.jsonl        what happened besides: skipped steps, out of memory, resumed, ...
+        checkpoints/<name>/ the caller's files (tensors as safetensors, the rest JSON) and saved.json
+        lock                held while a process works here
+
+Order and score of a checkpoint stand in its own saved.json, so "latest" and "best" are derived from what is there and
+cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part; here is the writing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from lgrpo.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
+from lgrpo.durable import (
+    FolderLock,
+    from_json,
+    mend_folders,
+    now,
+    publish_folder,
+    read_json,
+    remove_folder,
+    to_json,
+    whole_lines,
+    write_json,
+)
+from lgrpo.errors import UserError
+from lgrpo.provenance import this_process
+
+_FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
+_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+class Run:
+    """One run folder, locked for this process from construction until `close`; a context manager.
+
+    Made by `start` or `open`. Whatever these refuse they refuse with a UserError, having written nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = {}
+        self.resumed = False
+        self._metrics: IO[str] | None = None
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(folder)
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        command: str,
+        settings: Iterable[tuple[str, Any, str]],
+        *,
+        identity: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        **facts: Any,
+    ) -> Run:
+        """Go on with the run of this command in `folder`, or begin one there; `resumed` says which.
+
+        settings: (name, value, reason) each, recorded. identity: what must be equal for it to be the same run, such as
+        start checkpoint, data, recipe and seed. facts: recorded as they are (device, dtype, seed, data_hash, ...).
+        A folder that holds another run is refused unless `overwrite`; files that are no run are never replaced.
+        """
+        same = from_json(to_json(dict(identity or {}))) or {}
+        _refuse(folder, command, same, overwrite)
+        run = cls(folder)
+        try:
+            with _writing(folder):
+                if not overwrite and _refuse(folder, command, same, overwrite):
+                    run._go_on()
+                else:
+                    run._begin(command, settings, same, facts)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Go on with the run in `folder`, whatever it is."""
+        if not read_json(folder / "run.json"):
+            raise UserError(f"{folder} holds no run (no readable run.json); name a run folder")
+        run = cls(folder)
+        try:
+            with _writing(folder):
+                run._go_on()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _begin(
+        self, command: str, settings: Iterable[tuple[str, Any, str]], identity: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
+        if (self.folder / "checkpoints").exists():  # first: a replacement cut short must not mix two runs' checkpoints
+            remove_folder(self.folder / "checkpoints")
+        for name in ("metrics.jsonl", "events.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.record = {
+            "command": command,
+            "identity": identity,
+            "settings": {name: {"value": value, "reason": reason} for name, value, reason in settings},
+            **facts,
+            **this_process(),
+            "resumed": [],
+            "finished": None,
+        }
+        write_json(self.folder / "run.json", self.record)
+
+    def _go_on(self) -> None:
+        self.record = read_json(self.folder / "run.json") or {}
+        self.resumed = True
+        mend_folders(self.folder / "checkpoints")
+        for name in ("metrics.jsonl", "events.jsonl"):
+            whole_lines(self.folder / name)
+        self.record.setdefault("resumed", []).append(this_process())
+        write_json(self.folder / "run.json", self.record)
+
+    # -- numbers and events
+
+    def log(self, step: int, **numbers: Any) -> None:
+        """Add one line to metrics.jsonl. Non-finite numbers are written as null."""
+        with _writing(self.folder):
+            if self._metrics is None:
+                self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics.write(to_json({"step": step, **numbers}) + "\n")
+            self._metrics.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the metrics after `step`: call it on resuming from there, before the first `log`."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        with _writing(self.folder), path.open("r+b") as file:
+            end = 0
+            for line in file:
+                entry = from_json(line)
+                if not entry or entry.get("step", 0) > step:
+                    break
+                end += len(line)
+            file.truncate(end)
+
+    def event(self, kind: str, **detail: Any) -> None:
+        """Add one line to events.jsonl: what happened, when."""
+        with _writing(self.folder), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(to_json({"time": now(), "event": kind, **detail}) + "\n")
+
+    def update(self, **facts: Any) -> None:
+        """Set entries of run.json, atomically: what was measured or decided after the start."""
+        self.record.update(facts)
+        with _writing(self.folder):
+            write_json(self.folder / "run.json", self.record)
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the run as finished, now."""
+        self.update(finished=now(), **facts)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.record.get("finished"))
+
+    # -- checkpoints
+
+    def save(self, name: str, write: Callable[[Path], None], score: float | None = None) -> Path:
+        """Call `write(folder)` and make that folder the checkpoint `name`, complete and on disk, or change nothing.
+
+        A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises.
+        """
+        if safe_name(name) != name:
+            raise ValueError(f"not a name for a folder: {name!r}")
+        target = self.folder / "checkpoints" / name
+        beside = target.with_name(f".{name}.new")
+        order = [saved.sequence for saved in saved_checkpoints(self.folder)]
+        try:
+            with _writing(self.folder):
+                if self._metrics is not None:  # metrics on disk are never older than the newest checkpoint
+                    os.fsync(self._metrics.fileno())
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
+                write(beside)
+                note = {"sequence": max(order, default=0) + 1, "saved": now(), "score": score}
+                write_json(beside / "saved.json", note)
+                publish_folder(beside, target)
+        except BaseException:
+            mend_folders(target.parent)
+            raise
+        return target
+
+    def mark_best(self, name: str, score: float) -> None:
+        """Give a saved checkpoint its score afterwards; `save(..., score=...)` leaves no moment between."""
+        path = self.folder / "checkpoints" / name / "saved.json"
+        with _writing(self.folder):
+            write_json(path, {**(read_json(path) or {}), "score": score})
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return [saved.path for saved in saved_checkpoints(self.folder)]
+
+    def latest(self) -> Path | None:
+        """The checkpoint saved last."""
+        saved = latest_saved(self.folder)
+        return saved.path if saved else None
+
+    def best(self) -> Path | None:
+        """The checkpoint with the highest score, the earliest of equals; None where none has a score."""
+        saved = best_saved(self.folder)
+        return saved.path if saved else None
+
+    def best_score(self) -> float | None:
+        """The score of `best`."""
+        saved = best_saved(self.folder)
+        return saved.score if saved else None
+
+    def prune(self, keep: Collection[str] = ()) -> None:
+        """Remove all checkpoints but the best, the latest and those named in `keep`."""
+        stay = {self.latest(), self.best()}
+        with _writing(self.folder):
+            for path in self.checkpoints():
+                if path not in stay and path.name not in keep:
+                    remove_folder(path)
+
+    def close(self) -> None:
+        """Close files and let other processes in. Twice is once."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    record = read_json(folder / "run.json")
+    if record is None:
+        strange = sorted({path.name for path in folder.glob("*")} - _FRESH)
+        if "run.json" in strange:
+            raise UserError(f"{folder / 'run.json'} is damaged; remove the folder, or choose another --out")
+        if strange:
+            raise UserError(f"{folder} holds files that are no run ({strange[0]}); choose another --out")
+        return False
+    if overwrite:
+        inside = [text for text in identity.values() if isinstance(text, str) and _is_inside(Path(text), folder)]
+        if inside:
+            raise UserError(f"--overwrite would delete {inside[0]}, which this run starts from; choose another --out")
+        return True
+    before = {"command": record.get("command"), **record.get("identity", {})}
+    after = {"command": command, **identity}
+    for name in [*after, *before]:
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{folder} holds another run ({name} {before.get(name)}, now {after.get(name)}); "
+                "choose another --out, or add --overwrite to replace it"
+            )
+    return True
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what a user can mend (disk full, folder not writable) into a UserError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            remedy = "free some space and run the same command again"
+        elif error.errno in _ELSEWHERE:
+            remedy = "choose another --out"
+        else:
+            raise
+        raise UserError(f"cannot write in {folder}: {error.strerror}; {remedy}") from error

@@ -1,0 +1,344 @@
+"""Run folders with real files: what a crash, a second process or a wrong folder must not do."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lgrpo.checkpoints import newest_run, resolve_checkpoint, run_folder, safe_name
+from lgrpo.durable import write_json
+from lgrpo.errors import UserError
+from lgrpo.runs import Run
+
+SETTINGS = [("lr", 1e-6, "from the paper"), ("seed", 3, "you set it")]
+
+
+def start(folder, command="train", **more):
+    return Run.start(folder, command, SETTINGS, **more)
+
+
+def write_model(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "state").mkdir()
+    (folder / "state" / "note").write_text("whole")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refused(match):
+    return pytest.raises(UserError, match=match)
+
+
+# -- beginning, resuming, refusing
+
+
+def test_record_holds_settings_with_reasons_versions_and_facts(tmp_path):
+    with start(tmp_path / "a", device="cpu", seed=3, data_hash="ab12") as run:
+        assert not run.resumed
+        run.finish(score=0.5)
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert record["settings"]["lr"] == {"value": 1e-6, "reason": "from the paper"}
+    assert (record["command"], record["device"], record["data_hash"], record["score"]) == ("train", "cpu", "ab12", 0.5)
+    assert record["versions"]["python"] == sys.version.split()[0]
+    assert {"lgrpo", "torch", "transformers"} <= set(record["versions"])
+    assert record["started"] <= record["finished"]
+
+
+def test_git_commit_of_the_working_directory_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with start(tmp_path / "plain") as run:
+        assert run.record["git"] is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    with start(tmp_path / "tracked") as run:
+        assert run.record["git"] == commit
+
+
+def test_same_command_and_identity_goes_on(tmp_path):
+    with start(tmp_path / "a", identity={"seed": 3, "levels": (1, 2)}) as run:
+        run.log(1, loss=0.5)
+        run.finish()
+    with start(tmp_path / "a", identity={"seed": 3, "levels": (1, 2)}) as run:
+        assert run.resumed
+        assert run.finished
+        assert len(run.record["resumed"]) == 1
+    assert lines(tmp_path / "a/metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+
+
+def test_another_run_in_the_folder_is_refused_untouched_and_replaced_only_on_request(tmp_path):
+    folder = tmp_path / "a"
+    with start(folder, identity={"seed": 3}) as run:
+        run.log(1, loss=0.5)
+        run.save("step-1", write_model)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with refused(r"command train, now init.*--overwrite"):
+        start(folder, "init", identity={"seed": 3})
+    with refused(r"seed 3, now 4.*--overwrite"):
+        start(folder, identity={"seed": 4})
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with start(folder, "init", overwrite=True) as run:
+        assert not run.resumed
+        assert run.checkpoints() == []
+    assert not (folder / "metrics.jsonl").exists()
+
+
+def test_files_that_are_no_run_are_never_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with refused("thesis.txt"):
+            start(tmp_path, overwrite=overwrite)
+        with refused("is a file"):
+            start(tmp_path / "thesis.txt", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_overwrite_does_not_delete_the_checkpoint_it_starts_from(tmp_path):
+    with start(tmp_path / "a") as run:
+        source = run.save("step-1", write_model)
+    with refused("starts from"):
+        start(tmp_path / "a", overwrite=True, identity={"checkpoint": str(source)})
+    assert (source / "config.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").touch()
+    with refused(r"cannot write in .*file/a: Not a directory; choose another --out"):
+        start(tmp_path / "file" / "a")
+
+
+def test_damaged_record_is_named(tmp_path):
+    with start(tmp_path / "a"):
+        pass
+    (tmp_path / "a/run.json").write_text('{"command": "tr')
+    with refused(r"run\.json is damaged"):
+        start(tmp_path / "a")
+    with refused("no readable run.json"):
+        Run.open(tmp_path / "a")
+
+
+def test_lock_held_by_another_process_refuses_and_its_death_releases(tmp_path):
+    """The holder forks a child that outlives it, as a verifier may: the child must not keep the folder."""
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom lgrpo.runs import Run\n"
+        "run = Run.start(Path(sys.argv[1]), 'train', [])\n"
+        "child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    child = int(holder.stdout.readline())
+    try:
+        for overwrite in (False, True):
+            with refused(rf"a is in use by process {holder.pid} on "):
+                start(tmp_path / "a", overwrite=overwrite)
+        holder.kill()
+        holder.wait()
+        with start(tmp_path / "a") as run:
+            assert run.resumed
+    finally:
+        holder.kill()
+        os.kill(child, 9)
+
+
+def test_lock_keeps_out_its_own_process_until_closed(tmp_path):
+    with start(tmp_path / "a"), refused("already open in this process"):
+        Run.open(tmp_path / "a")
+    Run.open(tmp_path / "a").close()
+
+
+# -- metrics
+
+
+def test_resumed_metrics_have_no_step_twice_and_no_torn_line(tmp_path):
+    with start(tmp_path / "a") as run:
+        for step in range(1, 6):
+            run.log(step, loss=step / 10)
+    path = tmp_path / "a/metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    with Run.open(tmp_path / "a") as run:
+        assert [entry["step"] for entry in lines(path)] == [1, 2, 3, 4, 5]
+        run.rewind(3)
+        run.log(4, loss=9.0)
+    assert lines(path) == [{"step": s, "loss": loss} for s, loss in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0))]
+
+
+def test_metrics_are_strict_json_and_written_at_once(tmp_path):
+    class Scalar:
+        def item(self):
+            return 2.5
+
+    with start(tmp_path / "a") as run:
+        run.log(1, loss=float("nan"), norm=float("inf"), reward=Scalar(), lengths={"latent": 8})
+        assert lines(run.folder / "metrics.jsonl") == [
+            {"step": 1, "loss": None, "norm": None, "reward": 2.5, "lengths": {"latent": 8}}
+        ]
+        run.event("oom", micro_batch=4)
+        entry = lines(run.folder / "events.jsonl")[0]
+    assert (entry["event"], entry["micro_batch"]) == ("oom", 4)
+
+
+# -- checkpoints
+
+
+def test_half_written_checkpoint_is_never_visible(tmp_path):
+    seen = []
+
+    def fail(folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        seen.extend(run.checkpoints())
+        raise RuntimeError("no more")
+
+    with start(tmp_path / "a") as run:
+        with pytest.raises(RuntimeError, match="no more"):
+            run.save("step-1", fail)
+        assert seen == run.checkpoints() == []
+        run.save("step-1", write_model)
+        with pytest.raises(RuntimeError):
+            run.save("step-1", fail)
+        assert (run.latest() / "state/note").read_text() == "whole"
+        assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_process_killed_while_saving_leaves_the_checkpoint_before_it(tmp_path):
+    with start(tmp_path / "a") as run:
+        run.save("step-1", write_model)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom lgrpo.runs import Run\n"
+        "def write(folder):\n    (folder / 'config.json').write_text('{}')\n    os.kill(os.getpid(), 9)\n"
+        "Run.open(Path(sys.argv[1])).save('step-2', write)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")]).returncode == -9
+    assert (tmp_path / "a/checkpoints/.step-2.new/config.json").exists()
+    with Run.open(tmp_path / "a") as run:
+        assert [path.name for path in run.checkpoints()] == ["step-1"]
+        assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-1"]
+
+
+def test_a_replacement_cut_between_its_two_renames_brings_the_old_one_back(tmp_path, monkeypatch):
+    def second(folder: Path) -> None:
+        (folder / "config.json").write_text("second")
+
+    rename, calls = os.rename, []
+
+    def cut(*paths):
+        calls.append(paths)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        rename(*paths)
+
+    with start(tmp_path / "a") as run:
+        run.save("step-1.5", write_model)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "rename", cut)
+            with pytest.raises(KeyboardInterrupt):
+                run.save("step-1.5", second)
+        assert (run.latest() / "config.json").read_text() == "{}"
+        # the same, as a power cut leaves it
+        checkpoints = run.folder / "checkpoints"
+        rename(checkpoints / "step-1.5", checkpoints / ".step-1.5.old")
+        (checkpoints / ".step-1.5.new").mkdir()
+    with Run.open(tmp_path / "a") as run:
+        assert (run.latest() / "config.json").read_text() == "{}"
+        run.save("step-1.5", second)
+        assert (run.latest() / "config.json").read_text() == "second"
+        assert len(list((run.folder / "checkpoints").iterdir())) == 1
+
+
+def test_latest_and_best_are_by_order_of_saving_and_score_and_survive_pruning(tmp_path):
+    with start(tmp_path / "a") as run:
+        assert (run.latest(), run.best(), run.best_score()) == (None, None, None)
+        for name, score in (("step-10", 0.5), ("step-9", 0.8), ("walk-1", 0.8), ("step-100", None)):
+            run.save(name, write_model, score=score)
+        assert [path.name for path in run.checkpoints()] == ["step-10", "step-9", "walk-1", "step-100"]
+        assert (run.latest().name, run.best().name, run.best_score()) == ("step-100", "step-9", 0.8)
+        run.mark_best("walk-1", 0.9)
+        run.prune(keep={"step-10"})
+        assert [path.name for path in run.checkpoints()] == ["step-10", "walk-1", "step-100"]
+        assert run.best().name == "walk-1"
+        assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step-10", "step-100", "walk-1"]
+
+
+def test_checkpoint_name_cannot_leave_the_run(tmp_path):
+    with start(tmp_path / "a") as run:
+        for name in ("../evil", "a/b", ".hidden", ""):
+            with pytest.raises(ValueError, match="not a name"):
+                run.save(name, write_model)
+    assert list(tmp_path.glob("**/config.json")) == []
+
+
+def test_disk_full_while_saving_is_one_clear_line(tmp_path):
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with start(tmp_path / "a") as run, refused("No space left on device; free some space"):
+        run.save("step-1", full)
+
+
+def test_json_is_replaced_whole(tmp_path, monkeypatch):
+    write_json(tmp_path / "x.json", {"a": 1})
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power")))
+    with pytest.raises(OSError, match="power"):
+        write_json(tmp_path / "x.json", {"a": 2})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+# -- names on the command line
+
+
+def test_resolve_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with start(Path("runs/tiny-init"), "init") as run:
+        with refused("holds no checkpoint yet"):
+            resolve_checkpoint("runs/tiny-init")
+        run.save("step-1", write_model)
+        run.save("step-2", write_model)
+        assert resolve_checkpoint("runs/tiny-init") == "runs/tiny-init/checkpoints/step-2"
+        run.mark_best("step-1", 0.5)
+        assert resolve_checkpoint("runs/tiny-init/") == "runs/tiny-init/checkpoints/step-1"
+    Path("model").mkdir()
+    with refused("neither a run"):
+        resolve_checkpoint("model")
+    Path("model/config.json").write_text("{}")
+    assert resolve_checkpoint("model") == "model"
+    with refused("is a file"):
+        resolve_checkpoint("model/config.json")
+    assert resolve_checkpoint("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    for wrong in ("runs/tiny-imit", "model/x", "nothing", "", "../a", "a/b/c", "./a", "/a"):
+        with refused("there is no"):
+            resolve_checkpoint(wrong)
+    with refused(r"did you mean runs/tiny-init\?"):
+        resolve_checkpoint("runs/tiny-imit")
+
+
+def test_newest_run_is_the_one_that_saved_last(tmp_path):
+    assert newest_run(tmp_path / "runs") is None
+    for name, command in (("z-init", "init"), ("a-grpo", "train"), ("m", "eval")):
+        with start(tmp_path / "runs" / name, command) as run:
+            run.save("step-1", write_model)
+    with start(tmp_path / "runs" / "empty"):
+        pass
+    assert newest_run(tmp_path / "runs") == tmp_path / "runs/a-grpo"
+    assert newest_run(tmp_path / "runs", commands=("init",)) == tmp_path / "runs/z-init"
+    with Run.open(tmp_path / "runs/z-init") as run:
+        run.save("step-2", write_model)
+    assert newest_run(tmp_path / "runs") == tmp_path / "runs/z-init"
+
+
+def test_run_folders_are_named_after_the_model_and_stay_under_the_root(tmp_path):
+    root = Path("runs")
+    assert run_folder(root, "Qwen/Qwen2.5-0.5B-Instruct", "init") == root / "Qwen2.5-0.5B-Instruct-init"
+    assert run_folder(root, "runs/tiny-init", "grpo") == root / "tiny-grpo"
+    with start(tmp_path / "tiny-init", "init") as run:
+        assert run_folder(root, str(run.save("step-7", write_model)), "grpo") == root / "tiny-grpo"
+    for name in ("..", "../..", "/", "a/..", "\x1b[31m", "-rf", ".", "x" * 300):
+        assert run_folder(root, name, "grpo").parent == root
+        assert run_folder(root, name, "grpo").name[0].isalnum()
+    assert safe_name("a b\nc/../d") == "a-b-c-..-d"
