@@ -170,8 +170,10 @@ class _Slots:
         rows = slice(0, self.rows)
         row, at = torch.arange(self.rows, device=tokens.device), self.steps[rows]
         self.tokens[row, at], self.logprob[row, at] = tokens, logprob
-        self.indices[row, at], self.scores[row, at] = step.indices, step.scores
-        self.in_chain[rows] &= tokens == LATENT
+        latent = tokens == LATENT  # elsewhere the record is 0: what `step` holds there depends on the other rows
+        self.indices[row, at] = torch.where(latent[:, None], step.indices, 0)
+        self.scores[row, at] = torch.where(latent[:, None], step.scores, 0.0)
+        self.in_chain[rows] &= latent
         self.ended[rows] = torch.isin(tokens, self.engine.eos)
         self.steps[rows] += 1
 

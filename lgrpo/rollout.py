@@ -24,8 +24,8 @@ class Rollout:
 
     prompt: tuple[int, ...]
     tokens: Tensor  # int64 [T]
-    indices: Tensor  # int64 [T, K], superposition of a latent position
-    scores: Tensor  # float32 [T, K], ordered; softmax(scores / tau) are the weights
+    indices: Tensor  # int64 [T, K], superposition of a latent position; 0 at hard ones
+    scores: Tensor  # float32 [T, K], ordered; softmax(scores / tau) are the weights; 0 at hard ones
     logprob: Tensor  # float32 [T], as the engine saw it: surrogate, or log p at the explicit temperature
     valid: bool  # ended by itself, within the length limit
 
