@@ -1,0 +1,88 @@
+"""The process that `verify.py` starts to compare answers by computer algebra, and may kill at any moment.
+
+It imports math-verify and nothing else of weight. One JSON line in, `[number, reference, answer]`; one JSON line out,
+`[number, equal, failure]`, where failure is null or a few words. The first line out is `[0, true, null]` when it is
+ready, or `[0, false, what went wrong]`.
+
+Left alone with an endless calculation, by a parent that was killed, it ends by an alarm of the operating system; where
+that has none (Windows), it goes on until it is done.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from typing import Any
+
+MEMORY = 4 << 30  # bytes of address space: a tower of powers meets this limit before the machine's
+
+
+def equivalent(reference: str, answer: str) -> bool:
+    """Whether two pieces of LaTeX mean the same. Raises LookupError where the reference cannot be read."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    def read(text: str) -> list[Any]:
+        """What the text means, as a list that is empty where it means nothing to math-verify.
+
+        Only LaTeX is read: the fallback for bare expressions picks a number out of text it does not understand. At
+        first units are dropped; then they are kept, since `c` and `t` are units too, and `a + b + c` is lost without.
+        Both time-outs are off because math-verify's are signals: the parent's is the only one.
+        """
+        usual = LatexExtractionConfig()
+        with_units = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
+        for how in (usual, with_units):
+            if meaning := parse(f"${text}$", [how], fallback_mode="no_fallback", parsing_timeout=None):
+                return meaning
+        return []
+
+    expected = read(reference)
+    if not expected:
+        raise LookupError("reference cannot be read")
+    given = read(answer)
+    return bool(given) and bool(verify(expected, given, timeout_seconds=None, raise_on_error=True))
+
+
+def _limit_memory() -> None:
+    """As far as the operating system lets us."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
+
+
+def _alarm(seconds: float) -> None:
+    """Let the operating system end this process after so many seconds; 0 calls it off."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def main(timeout: float) -> None:
+    # Whatever a library prints must not get between the answers.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process by itself
+    _limit_memory()
+
+    def say(number: int, equal: bool, failure: str | None) -> None:
+        channel.write(json.dumps([number, equal, failure]) + "\n")
+        channel.flush()
+
+    try:
+        equivalent("\\frac{1}{2}", "0.5")
+    except Exception as error:
+        say(0, False, f"{type(error).__name__}: {error}")
+        return
+    say(0, True, None)
+    for line in sys.stdin:
+        number, reference, answer = json.loads(line)
+        _alarm(2 * timeout + 1)
+        try:
+            say(number, equivalent(reference, answer), None)
+        except LookupError as error:
+            say(number, False, str(error))
+        except Exception as error:  # MemoryError, RecursionError and all that sympy may raise
+            say(number, False, type(error).__name__)
+        _alarm(0)

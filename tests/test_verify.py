@@ -1,0 +1,313 @@
+"""The verifier: what counts as the same answer, and that no answer can hang it, crash it or touch another's score."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lgrpo.answers import number, tidy
+from lgrpo.errors import UserError
+from lgrpo.verify import Verifier, boxed
+
+
+@pytest.fixture(scope="module")
+def algebra() -> Iterator[Verifier]:
+    """One verifier for all that needs the process: it starts once."""
+    with Verifier() as verifier:
+        yield verifier
+
+
+def score(verifier: Verifier, answer: str, reference: str) -> float:
+    return verifier.grade([f"So it is \\boxed{{{answer}}}."], [reference])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("so \\boxed{29}.", "29"),
+        ("no box", None),
+        ("", None),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1} and \\boxed{2}", "2"),
+        ("\\boxed{1} and \\boxed{2", "1"),  # cut off by the length limit: the last complete one counts
+        ("\\boxed{1", None),
+        ("\\boxed{a{b}", None),
+        ("\\boxed{\\boxed{5}}", "5"),
+        ("\\boxed{x = \\fbox{5}}", "5"),
+        ("\\fbox{3}", "3"),
+        ("\\boxed {4}", "4"),
+        ("\\boxed 4", None),
+        ("\\boxed{}", ""),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{ 1 \\right.}", "\\left\\{ 1 \\right."),  # one escaped brace is no brace
+        ("}} { \\boxed{6}", "6"),
+        ("\\boxedly{7}", None),
+        ("\\boxed{8\n}", "8\n"),
+    ],
+)
+def test_boxed_takes_the_last_complete_box(text: str, content: str | None) -> None:
+    assert boxed(text) == content
+
+
+def test_boxed_is_linear_in_megabytes() -> None:
+    begin = time.perf_counter()
+    assert boxed("\\boxed{" * 150_000) is None
+    assert boxed("\\boxed{" * 150_000 + "1" + "}" * 150_000) == "1"
+    assert boxed("\\boxed" + " " * 1_000_000) is None
+    assert boxed("{" * 1_000_000 + "\\boxed{2}") == "2"
+    assert time.perf_counter() - begin < 3.0
+
+
+SAME = [
+    ("29", "29"),
+    (" 29 ", "29"),
+    ("$29$", "29"),
+    ("29", "\\boxed{29}"),
+    ("29", "$29$"),
+    ("1234", "1,234"),
+    ("1,234", "1234"),
+    ("1{,}234.0", "1234"),
+    ("1\\,234", "1234"),
+    ("\\$1,234", "1234"),
+    ("$5", "5"),
+    ("-$5", "-5"),
+    ("\u22125", "-5"),
+    ("+5", "5"),
+    ("0.50", "1/2"),
+    (".5", "\\frac{1}{2}"),
+    ("\\dfrac12", "0.5"),
+    ("-\\frac{4}{2}", "-2"),
+    ("2/4", "1/2"),
+    ("0.333333", "1/3"),
+    ("6.9999999", "7"),
+    ("1e3", "1000"),
+    ("50\\%", "50"),
+    ("50", "50%"),
+    ("50%", "0.5"),
+    ("0.5", "50 percent"),
+    ("5 cm", "5"),
+    ("5\\text{ cm}^2", "5"),
+    ("18 dollars.", "18"),
+    ("18", "18 pens"),
+    ("90^\\circ", "90"),
+    ("１２", "12"),  # full-width
+    ("٣", "3"),  # Arabic
+    ("0", "-0"),
+    ("Evelyn", "\\text{Evelyn}"),
+    ("evelyn", "Evelyn"),
+    ("\\left( 1, 2 \\right)", "(1,2)"),
+    ("c", "C"),
+    ("(C)", "C"),
+    ("\\text{C}", "C"),
+    ("C", "\\text{(C)}"),
+    ("b.", "B"),
+]
+DIFFERENT = [
+    ("28", "29"),
+    ("", "29"),
+    ("12345678", "12345679"),  # whole numbers are exact, however near
+    ("0.33333", "1/3"),
+    ("7.0001", "7"),
+    ("0.0000001", "0"),
+    ("1,23", "123"),
+    ("1 2", "12"),
+    ("1\x002", "12"),
+    ("1\x002", "1"),
+    ("5 million", "5"),
+    ("5 or more", "5"),
+    ("5²", "52"),
+    ("5²", "5"),
+    ("-5", "5"),
+    ("ten", "10"),
+    ("50\\%", "5"),
+    ("B", "C"),
+    ("Charlie", "C"),
+    ("A or C", "C"),
+    ("5/0", "5"),
+]
+
+
+@pytest.mark.parametrize(("answer", "reference"), SAME)
+def test_same_answer_without_algebra(answer: str, reference: str) -> None:
+    verifier = Verifier(command=["this must not be started"])
+    assert score(verifier, answer, reference) == 1.0
+    assert verifier.failures == 0
+
+
+@pytest.mark.parametrize(("answer", "reference"), DIFFERENT)
+def test_different_answer(algebra: Verifier, answer: str, reference: str) -> None:
+    before = algebra.failures
+    assert score(algebra, answer, reference) == 0.0
+    assert algebra.failures == before
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "equal"),
+    [
+        ("\\sqrt{12}", "2\\sqrt{3}", 1.0),
+        ("\\sqrt{13}", "2\\sqrt{3}", 0.0),
+        ("(x+1)^2", "x^2+2x+1", 1.0),
+        ("(x+1)^2", "x^2+2x+2", 0.0),
+        ("b + a + c", "a + b + c", 1.0),  # math-verify takes a final `c` for a unit
+        ("x = 12", "12", 1.0),
+        ("1.2\\times 10^3", "1200", 1.0),
+        ("1\\frac12", "1.5", 1.0),
+        ("\\{2, 1\\}", "1,2", 1.0),
+        ("(2,1)", "(1,2)", 0.0),
+        ("[0,1]", "[0,1)", 0.0),
+        ("5x", "5", 0.0),
+        ("5 x", "5", 0.0),
+        ("4, 5", "5", 0.0),
+        ("4 \\text{ or } 5", "5", 0.0),
+        ("\\frac{5", "5", 0.0),
+        ("\\text{Bob}", "\\text{Evelyn}", 0.0),
+        ("\ud800", "\\pi", 0.0),  # half a surrogate pair has no UTF-8
+    ],
+)
+def test_algebra_decides_what_reading_cannot(algebra: Verifier, answer: str, reference: str, equal: float) -> None:
+    before = algebra.failures
+    assert score(algebra, answer, reference) == equal
+    assert algebra.failures == before
+
+
+def test_no_box_is_wrong_but_no_failure() -> None:
+    verifier = Verifier(command=["this must not be started"])
+    assert verifier.grade(["29", "\\boxed{29", "\\boxed{29}"], ["29"] * 3) == [0.0, 0.0, 1.0]
+    assert verifier.failures == 0
+
+
+def test_refused_answers_are_counted_by_reason() -> None:
+    verifier = Verifier(command=["this must not be started"])
+    responses = ["\\boxed{" + "1" * 5_000_000 + "}", "\\boxed{5}", "\\boxed{\\pi}", "\\boxed{5}"]
+    assert verifier.grade(responses, ["5", "$", "\\pi" * 1_000, "5"]) == [0.0, 0.0, 0.0, 1.0]
+    assert dict(verifier.reasons) == {"answer too long": 1, "reference is empty": 1, "reference too long": 1}
+    assert verifier.failures == 3
+
+
+def test_unreadable_reference_is_a_failure_not_a_zero_in_silence(algebra: Verifier) -> None:
+    before = algebra.reasons["reference cannot be read"]
+    assert score(algebra, "3", "2007 + \\frac\\pi 2") == 0.0
+    assert algebra.reasons["reference cannot be read"] == before + 1
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Verifier().grade(["\\boxed{1}"], [])
+
+
+@pytest.mark.parametrize("nasty", ["10!!!!", "9^{9^{9^9}}", "{" * 900 + "5" + "}" * 900])
+def test_an_endless_answer_costs_one_timeout_and_nobody_elses_score(nasty: str) -> None:
+    with Verifier(timeout=0.4) as verifier:
+        assert score(verifier, "\\sqrt{12}", "2\\sqrt{3}") == 1.0  # the process is up: its start is not timed below
+        begin = time.perf_counter()
+        responses = ["\\boxed{7}", f"\\boxed{{{nasty}}}", f"\\boxed{{{nasty}}}", "\\boxed{\\sqrt{8}}"]
+        assert verifier.grade(responses, ["7", "5", "5", "2\\sqrt{2}"]) == [1.0, 0.0, 0.0, 1.0]
+        assert time.perf_counter() - begin < 6.0  # one time-out for both, and one new process
+        assert dict(verifier.reasons) == {"timed out": 2}
+
+
+CHECKER = """
+import json, os, sys, time
+print(json.dumps([0, True, None]), flush=True)
+for line in sys.stdin:
+    number, reference, answer = json.loads(line)
+    if "crash" in answer:
+        os._exit(1)
+    if "hang" in answer:
+        time.sleep(60)
+    print(json.dumps([number, "good" in answer, "NameError" if "raise" in answer else None]), flush=True)
+"""
+
+
+def test_crash_hang_and_exception_are_told_apart() -> None:
+    with Verifier(timeout=0.3, command=[sys.executable, "-c", CHECKER]) as verifier:
+        answers = ["good 1", "crash", "good 2", "hang", "raise", "wrong", "good 3"]
+        scores = verifier.grade([f"\\boxed{{\\{answer}}}" for answer in answers], ["\\pi"] * 7)
+        assert scores == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+        assert dict(verifier.reasons) == {"checker died": 1, "timed out": 1, "NameError": 1}
+
+
+def test_a_checker_killed_between_answers_is_nobodys_failure() -> None:
+    with Verifier(command=[sys.executable, "-c", CHECKER]) as verifier:
+        assert score(verifier, "\\good", "\\pi") == 1.0
+        assert verifier._process is not None
+        child = verifier._process._child
+        child.kill()
+        child.wait()
+        assert score(verifier, "\\good", "\\pi") == 1.0
+        assert verifier.failures == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["/no/such/program"], [sys.executable, "-c", "print('[0, false, \"ImportError: none\"]')"]]
+)
+def test_a_verifier_that_cannot_start_says_so_instead_of_scoring_zero(command: list[str]) -> None:
+    with pytest.raises(UserError, match="answers"):
+        score(Verifier(command=command), "x", "\\pi")
+
+
+def test_close_leaves_no_process_and_can_be_used_again() -> None:
+    verifier = Verifier(command=[sys.executable, "-c", CHECKER])
+    assert score(verifier, "\\good", "\\pi") == 1.0
+    assert verifier._process is not None
+    child = verifier._process._child
+    verifier.close()
+    verifier.close()
+    assert child.returncode is not None  # waited for: no zombie
+    assert score(verifier, "\\good", "\\pi") == 1.0
+    verifier.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for the process in /proc")
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
+def test_an_interpreter_that_ends_takes_the_process_with_it(end: str) -> None:
+    """Without close(), from a script read from stdin, which has no main module that could be imported again."""
+    script = f"""
+        import os
+        from lgrpo.verify import Verifier
+        verifier = Verifier()
+        score = verifier.grade(["\\\\boxed{{\\\\sqrt{{12}}}}"], ["2\\\\sqrt{{3}}"])
+        print(score, verifier._process._child.pid, flush=True)
+        {end}
+    """
+    done = subprocess.run(
+        [sys.executable, "-"], input=textwrap.dedent(script), capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout.startswith("[1.0] ")
+    assert done.stderr == ""
+    child = int(done.stdout.split()[1])
+    until = time.monotonic() + 5.0
+    while time.monotonic() < until and _runs(child):
+        time.sleep(0.02)
+    assert not _runs(child)
+
+
+def _runs(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_numbers_are_graded_in_microseconds() -> None:
+    verifier = Verifier(command=["this must not be started"])
+    responses = [f"... so the answer is \\boxed{{{7 * i}.0}}" for i in range(512)]
+    references = [str(7 * i) for i in range(512)]
+    best = 9.0
+    for _ in range(3):
+        tidy.cache_clear()
+        number.cache_clear()
+        begin = time.perf_counter()
+        assert verifier.grade(responses, references) == [1.0] * 512
+        best = min(best, time.perf_counter() - begin)
+    assert best < 0.05  # 8 ms on an idle machine
+
+
+def test_checking_does_not_import_torch() -> None:
+    code = "import sys, lgrpo.verify, lgrpo.algebra; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
