@@ -1,0 +1,72 @@
+"""Words and numbers for people, as plain strings: what console.py shows and other files may write."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+_JOINERS = "\u200c\u200d"  # zero-width, but part of Persian and Indic words and of emoji
+
+
+def clean(text: str, lines: bool = False) -> str:
+    """`text` so that a terminal can only show it: controls, escapes and direction overrides become visible \\x codes.
+
+    Line ends and tabs become spaces; with `lines` line feeds stay.
+    """
+    return "".join(_shown(letter, lines) for letter in text.expandtabs(4))
+
+
+def _shown(letter: str, lines: bool) -> str:
+    if letter.isprintable():
+        return letter
+    if letter in "\n\r":
+        return letter if lines and letter == "\n" else " "
+    kind = unicodedata.category(letter)
+    if letter in _JOINERS or kind in {"Zs", "Co", "Cn"}:
+        return letter
+    return letter.encode("unicode_escape").decode("ascii") if kind != "Cs" else "\N{REPLACEMENT CHARACTER}"
+
+
+def number(value: Any) -> str:
+    """Floats by three significant digits, so that columns stand still: 0.810, 12.3, 2.0e-6. Others as they are."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return clean(str(value))
+    if value == 0 or value != value or abs(value) == float("inf"):
+        return f"{value:.3g}"
+    if not 1e-3 <= abs(value) < 1e6:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    if abs(value) >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:#.3g}"
+
+
+def setting(value: Any) -> str:
+    """A setting's value as short as it can be written: 1e-06, yes, 2, 3; - where there is none."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting(item) for item in value) or "-"
+    return clean(str(value))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 4:12 (minutes) or 1:04:12 (hours)."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """One line a row, columns left-aligned and two spaces apart: a table for pipes and logs."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,296 @@
+"""The screen: plain lines stay plain, the panel fits, and no text from a model or a file is ever obeyed."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+from rich.cells import cell_len
+
+from lgrpo.console import Pace, Show, error, scores
+from lgrpo.text import clean, columns, duration, number, setting
+
+NASTY = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] :smile: \u202e gnp \ud800 a\r\nb\tc"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Setting(NamedTuple):
+    name: str
+    value: object
+    reason: str
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _an_ordinary_terminal(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def everything(show):
+    show.plan([Setting("recipe", "tiny", "the model's own"), Setting("odd", NASTY, NASTY)])
+    show.say("hello " + NASTY)
+    show.stage("warm-up " + NASTY, 2)
+    show.step(1, {"loss": 0.5, NASTY: NASTY})
+    show.sample(NASTY * 50, NASTY * 200, NASTY * 50, right=True)
+    show.warn("careful " + NASTY)
+    show.stage("walk", 20, done=10)
+    for step in range(11, 21):
+        show.step(step, {f"number {i}": i / 7 for i in range(9)})
+        show.sample("How many pens?", "3*12 | 36", "29", right=False)
+
+
+def test_plain_output_has_no_control_characters(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as CI services set it: colours perhaps, but never a redrawn panel
+    file = io.StringIO()
+    with Show(file) as show:
+        everything(show)
+    scores([ROW | {"benchmark": NASTY, "checkpoint": NASTY}], file)
+    error(NASTY, file)
+    assert not CONTROL.search(file.getvalue())
+    assert "[bold]loud[/bold]" in file.getvalue()
+
+
+def test_terminal_gets_no_escape_sequence_of_the_text_and_fits_80_columns():
+    file = Terminal()
+    with Show(file, width=80) as show:
+        everything(show)
+    error(NASTY, file)
+    shown = ESCAPE.sub("", file.getvalue())
+    assert "\x1b[31mred" not in file.getvalue()
+    assert "\\x1b[31mred" in shown
+    assert "[bold]loud[/bold]" in shown
+    assert not CONTROL.search(shown.replace("\r", ""))
+    assert max(cell_len(line) for line in re.split(r"[\r\n]", shown)) == 80
+
+
+def test_panel_shows_title_count_numbers_and_sample():
+    clock = Clock()
+    file = Terminal()
+    with Show(file, width=80, clock=clock) as show:
+        show.stage("Latent-GRPO", 200, done=40)
+        clock.now = 30.0
+        show.step(41, {"reward": 0.5, "held-out": 0.76})
+        show.step(41, {"reward": 0.25})
+        show.sample("How many pens?", "3*12 | 36", "29", right=True)
+    panel = ESCAPE.sub("", file.getvalue()).split("╭")[-1]
+    head, _bar, numbers, _blank, *sample = [line.strip("│ \n") for line in panel.split("\n")[1:]]
+    assert re.fullmatch(r"Latent-GRPO +41/200  1:19:30 left", head)
+    assert re.fullmatch(r"reward +0.250 +held-out +0.760", numbers)  # the one given, and the one that still holds
+    assert sample[:3] == ["How many pens?", "3*12 | 36", "right  29"]
+
+
+def test_panel_never_shrinks_below_its_largest_sample():
+    with Show(Terminal(), width=80) as show:
+        show.stage("walk", 9)
+        heights = []
+        for chain in ("word " * 9, "word " * 900, "word " * 9):
+            show.sample("problem", chain, "29", right=True)
+            heights.append(len(show._console.render_lines(show._panel())))
+    assert heights == [8, 10, 10]
+
+
+def plain_lines(clock, total, seconds):
+    file = io.StringIO()
+    with Show(file, clock=clock) as show:
+        show.stage("walk", total)
+        for step in range(1, total + 1):
+            clock.now += seconds
+            show.step(step, {"loss": 1 / step})
+    return file.getvalue().splitlines()
+
+
+def test_plain_lines_come_at_most_one_a_second_and_the_last_always():
+    assert plain_lines(Clock(), 11, 0.25) == [
+        "walk: 11 steps",
+        "walk 1/11  loss 1.00  left 2 s",
+        "walk 5/11  loss 0.200  left 2 s",
+        "walk 9/11  loss 0.111  left 0 s",
+        "walk 11/11  loss 0.0909",
+        "walk: 11 steps in 3 s  loss 0.0909",
+    ]
+
+
+def test_slow_steps_each_have_their_plain_line():
+    assert plain_lines(Clock(), 3, 100.0)[1:4] == [
+        "walk 1/3  loss 1.00  left 3:20",
+        "walk 2/3  loss 0.500  left 1:40",
+        "walk 3/3  loss 0.333",
+    ]
+
+
+def test_plain_sample_comes_once_a_minute():
+    clock, file = Clock(), io.StringIO()
+    with Show(file, clock=clock) as show:
+        for _ in range(100):
+            show.sample("How many\npens?", "3*12", "29", right=False)
+            clock.now += 1.0
+    assert file.getvalue() == "sample problem: How many pens?\nsample chain: 3*12\nsample wrong: 29\n" * 2
+
+
+def test_time_left_is_measured_in_this_process_and_counts_down():
+    clock = Clock()
+    pace = Pace("walk", total=100, done=40, clock=clock)
+    assert pace.left() is None
+    clock.now = 10.0
+    pace.step(42)
+    assert pace.left() == 58 * 5.0  # not 10 s / 42 steps: forty were there before
+    clock.now = 12.0
+    assert pace.left() == 58 * 5.0 - 2.0
+    for done in range(43, 94):  # the first slow steps leave the window of 50
+        clock.now += 1.0
+        pace.step(done)
+    assert pace.left() == pytest.approx(7.0)
+    assert pace.took() == 63.0
+
+
+def test_step_without_stage_is_a_mistake_of_the_caller():
+    with Show(io.StringIO()) as show, pytest.raises(RuntimeError, match="before stage"):
+        show.step(1, {})
+
+
+PROGRAM = """
+import sys
+from lgrpo.console import Show
+with Show() as show:
+    show.stage("walk", 2)
+    show.step(1, {"loss": 0.5})
+    show.sample("p", "c", "a", right=True)
+    show.warn("careful")
+print("the answer")
+"""
+
+
+def on_terminal(**environment):
+    """Everything the program writes to a pseudo-terminal on stderr, and its stdout."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "80", "LINES": "24", **environment}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=theirs, env=env, text=True)
+    os.close(theirs)
+    seen = b""
+    try:
+        while part := os.read(ours, 65536):
+            seen += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    return seen.decode(), done.stdout
+
+
+def test_stdout_is_the_answer_alone_and_terminals_get_what_they_can_show():
+    seen, answer = on_terminal(TERM="xterm-256color")
+    assert answer == "the answer\n"
+    assert "╭" in seen
+    assert "\x1b[32m" in seen  # green: right
+    seen, answer = on_terminal(TERM="xterm-256color", NO_COLOR="1")
+    assert answer == "the answer\n"
+    assert "╭" in seen
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-8]|9[0-7])[0-9;]*m", seen)
+    seen, answer = on_terminal(TERM="dumb")
+    assert answer == "the answer\n"
+    assert "walk 1/2  loss 0.500" in seen
+    assert "\x1b" not in seen
+
+
+ROW = {
+    "benchmark": "arithmetic",
+    "problems": 1000,
+    "runs": 5,
+    "pass@1": 0.8125,
+    "pass@1_se": 0.0123,
+    "pass@k": {"1": 0.8, 16: 0.95, "8": 0.9},
+    "latent_length": 8.84,
+    "explicit_length": None,
+    "length": 13.8,
+    "invalid": 0.004,
+}
+
+
+def test_scores_in_a_pipe():
+    file = io.StringIO()
+    scores([ROW, ROW | {"benchmark": "gsm8k", "pass@k": {}}], file)
+    assert file.getvalue().splitlines() == [
+        "benchmark   problems  Pass@1         pass@1  pass@8  pass@16  latent  explicit  length  invalid",
+        "arithmetic  1000      0.812 ± 0.012  0.800   0.900   0.950    8.8     -         13.8    0.4%",
+        "gsm8k       1000      0.812 ± 0.012  -       -       -        8.8     -         13.8    0.4%",
+    ]
+
+
+def test_scores_of_several_checkpoints_fit_80_columns_with_every_digit():
+    file = Terminal()
+    row = ROW | {"pass@k": {"8": 0.9, "16": 0.95}}
+    scores([row | {"checkpoint": "runs/" + name} for name in ("a" * 30, "b" * 30)], file, width=80)
+    shown = ESCAPE.sub("", file.getvalue())
+    assert max(cell_len(line) for line in shown.split("\n")) <= 80
+    assert shown.count("1000 0.812 ± 0.012  0.900   0.950    8.8        -   13.8    0.4%") == 2
+    assert "runs/" + "a" * 30 in shown
+    file = Terminal()
+    scores([row | {"checkpoint": "runs/" + name} for name in ("a" * 30, "b" * 30)], file, width=200)
+    assert ESCAPE.sub("", file.getvalue()).count("Pass@1") == 1
+
+
+def test_error_is_one_line():
+    file = io.StringIO()
+    error("there is no 'x\n\x1b[2J'; name another", file)
+    assert file.getvalue() == "error: there is no 'x \\x1b[2J'; name another\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain äöü 漢字 🙂", "plain äöü 漢字 🙂"),
+        ("a\nb\r\nc", "a b  c"),
+        ("a\tb", "a   b"),
+        ("\x00\x1b]0;title\x07", "\\x00\\x1b]0;title\\x07"),
+        ("\x9b2J\x85\x7f", "\\x9b2J\\x85\\x7f"),
+        ("\u202eabc\u2066", "\\u202eabc\\u2066"),
+        ("\u2028\ufeff", "\\u2028\\ufeff"),
+        ("\ud800", "\ufffd"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("a\u00a0b", "a\u00a0b"),
+    ],
+)
+def test_clean(text, shown):
+    assert clean(text) == shown
+
+
+def test_clean_keeps_line_feeds_on_request():
+    assert clean("a\nb\rc", lines=True) == "a\nb c"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"), (0.81, "0.810"), (8.8, "8.80"), (12.345, "12.3"), (99.96, "100"), (10234.4, "10234"),
+        (0.001, "0.00100"), (2e-6, "2.0e-6"), (-0.5, "-0.500"), (2.5e7, "2.5e7"), (float("nan"), "nan"),
+        (float("-inf"), "-inf"), (7, "7"), ("41/64", "41/64"), (True, "True"), ("a\nb", "a b"),
+    ],
+)  # fmt: skip
+def test_number(value, shown):
+    assert number(value) == shown
+
+
+def test_setting_duration_and_columns():
+    values = (None, True, False, 1e-6, 3, (2, 3), [], "x\ny")
+    assert [setting(value) for value in values] == ["-", "yes", "no", "1e-06", "3", "2, 3", "-", "x y"]
+    assert [duration(seconds) for seconds in (0.4, 59.4, 59.6, 3599.6, 3852)] == [
+        "0 s", "59 s", "1:00", "1:00:00", "1:04:12"
+    ]  # fmt: skip
+    assert columns([("a", "bb", ""), ("ccc", "d", "e")]) == ["a    bb", "ccc  d   e"]
