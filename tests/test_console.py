@@ -135,6 +135,21 @@ def test_slow_steps_each_have_their_plain_line():
     ]
 
 
+def test_a_stage_that_goes_on_counts_only_the_steps_of_this_process():
+    clock, file = Clock(), io.StringIO()
+    with Show(file, clock=clock) as show:
+        show.stage("walk", 20, done=10)
+        show.step(12, {})
+        show.stage("next", 5)
+    assert file.getvalue().splitlines() == [
+        "walk: 10 steps after 10",
+        "walk 12/20",
+        "walk: 2 steps in 0 s",
+        "next: 5 steps",
+        "next: 0 steps in 0 s",
+    ]
+
+
 def test_plain_sample_comes_once_a_minute():
     clock, file = Clock(), io.StringIO()
     with Show(file, clock=clock) as show:
@@ -173,7 +188,7 @@ with Show() as show:
     show.step(1, {"loss": 0.5})
     show.sample("p", "c", "a", right=True)
     show.warn("careful")
-print("the answer")
+    print("the answer")
 """
 
 
