@@ -118,11 +118,11 @@ def model(
 def policy(
     architecture: str = "llama",
     dtype: torch.dtype = torch.float64,
-    seed: int = 0,
+    seed: int = 3,
     sharpness: float = 1.5,
     **changes: Any,
 ) -> Policy:
-    """A random policy over the small vocabulary."""
+    """A random policy over the small vocabulary. With seed 3 every architecture ends some responses and not others."""
     words = small_tokenizer()
     made = model(architecture, len(words), dtype, seed, sharpness, **changes)
     with torch.no_grad():  # the two markers' logits vary most, so that both come out within a few steps
