@@ -1,5 +1,6 @@
 """Small real things for tests: random-weight models of every supported architecture, and tokenizers to go with them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lgrpo import noise
+from lgrpo.engine import Engine, TextSettings
 from lgrpo.policy import Card, Policy
+from lgrpo.rollout import Request
+from lgrpo.superposition import LatentSettings
 
 CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+LATENTS = LatentSettings(k=3, shortlist=8)
+TEXTS = TextSettings(top_k=12, top_p=0.9)
+LIMIT = 14  # of a response
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -128,6 +136,29 @@ def policy(
     with torch.no_grad():  # the two markers' logits vary most, so that both come out within a few steps
         made.get_output_embeddings().weight[-3:-1] *= 2
     return Policy(made, words, Card("latent", "tiny", 4), architecture)
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(1000 * length + seed)
+    return tuple(torch.randint(0, 20, (length,), generator=generator).tolist())
+
+
+def mixed_requests(count: int = 12) -> list[Request]:
+    """Latent and explicit rows, three noise scales, three temperatures, ragged prompts of which some are shared."""
+    return [
+        Request(
+            prompt(7 + number % 5),
+            noise.row_key(1, number % 5, number),
+            latent=number % 4 != 3,
+            noise_scale=[1.0, 0.0, 0.5][number % 3],
+            temperature=[0.6, 1.3, 0.0][number // 2 % 3],
+        )
+        for number in range(count)
+    ]
+
+
+def engine(policy: Policy, slots: int = 64, limit: int = LIMIT, **changes: Any) -> Engine:
+    return Engine(policy, replace(LATENTS, **changes), TEXTS, limit, slots)
 
 
 def compute_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,18 +234,19 @@ def rescore(policy: Any, rollout: Any, tau: float, temperature: float) -> list[t
     """Log-probability of each position of a rollout, with a graph: one plain forward over prompt and response."""
     table = policy.model.get_input_embeddings()
     embeds = list(table(torch.tensor(list(rollout.prompt))))
-    for token, indices, scores in zip(rollout.tokens, rollout.indices, rollout.scores, strict=True):
+    tokens, indices, scores = (x.tolist() for x in (rollout.tokens, rollout.indices, rollout.scores))
+    for t, token in enumerate(tokens):
         if token == LATENT:
-            weights = torch.tensor(softmax([float(s) / tau for s in scores]), dtype=embeds[0].dtype)
-            embeds.append((weights[:, None] * table(indices)).sum(0))
+            weights = torch.tensor(softmax([s / tau for s in scores[t]]), dtype=embeds[0].dtype)
+            embeds.append((weights[:, None] * table(torch.tensor(indices[t]))).sum(0))
         else:
-            embeds.append(table(token))
+            embeds.append(table(torch.tensor(token)))
     logits = policy.model(inputs_embeds=torch.stack(embeds)[None].detach(), use_cache=False).logits[0]
     out = []
-    for t, token in enumerate(rollout.tokens):
+    for t, token in enumerate(tokens):
         z = logits[len(rollout.prompt) + t - 1]
         if token == LATENT:
-            margin = rollout.scores[t].to(z.dtype) - z.log_softmax(-1)[rollout.indices[t]]
+            margin = torch.tensor(scores[t], dtype=z.dtype) - z.log_softmax(-1)[indices[t]]
             out.append((-margin - torch.exp(-margin)).mean())
         else:
             out.append((z / temperature).log_softmax(-1)[token])

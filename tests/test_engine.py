@@ -9,6 +9,7 @@ import models
 import pytest
 import reference
 import torch
+from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
 from lgrpo import noise
 from lgrpo.engine import Engine, TextSettings
@@ -16,37 +17,10 @@ from lgrpo.policy import Card, Policy
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.superposition import LatentSettings, mixture, weights_of
 
-LATENTS = LatentSettings(k=3, shortlist=8)
-TEXTS = TextSettings(top_k=12, top_p=0.9)
-LIMIT = 14
-
 
 @pytest.fixture
 def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
     models.compute_in_float64(monkeypatch)
-
-
-def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(1000 * length + seed)
-    return tuple(torch.randint(0, 20, (length,), generator=generator).tolist())
-
-
-def mixed_requests(count: int = 12) -> list[Request]:
-    """Latent and explicit rows, three noise scales, three temperatures, ragged prompts of which some are shared."""
-    return [
-        Request(
-            prompt(7 + number % 5),
-            noise.row_key(1, number % 5, number),
-            latent=number % 4 != 3,
-            noise_scale=[1.0, 0.0, 0.5][number % 3],
-            temperature=[0.6, 1.3, 0.0][number // 2 % 3],
-        )
-        for number in range(count)
-    ]
-
-
-def engine(policy: Policy, slots: int = 64, limit: int = LIMIT, **changes: Any) -> Engine:
-    return Engine(policy, replace(LATENTS, **changes), TEXTS, limit, slots)
 
 
 def assert_same(ours: Rollout, theirs: Rollout, tolerance: float = 1e-9) -> None:
