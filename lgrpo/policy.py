@@ -78,7 +78,10 @@ class Policy:
                 f"{source}: {len(broken)} tensors are missing or have another shape, {broken[0]} the first; "
                 "the checkpoint is incomplete"
             )
-        policy = cls(model.to(device).eval(), tokenizer, read_card(source), Path(source).name)
+        card = read_card(source)
+        policy = cls(model.to(device).eval(), tokenizer, card, Path(source).name)
+        if card.k > (tokens := len(tokenizer)):
+            raise UserError(f"{source}: {CARD} mixes k = {card.k} tokens where the model has {tokens}; lower k")
         policy.check_head()
         return policy
 
@@ -197,7 +200,7 @@ def read_card(source: str | Path) -> Card:
         card = Card(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
-    if card.mode not in ("latent", "explicit") or not isinstance(card.k, int) or card.k < 1:
+    if card.mode not in ("latent", "explicit") or type(card.k) is not int or card.k < 1:
         raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
     return card
 
