@@ -1,0 +1,155 @@
+"""Settings of Latent-SFT (`lgrpo init`): one home for each default, with its reason.
+
+The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage 1 and seventy on stage 2, with LoRA on
+eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
+and train all weights but the embeddings. `tiny`'s values were chosen by the experiments in docs/log.md.
+
+Memory, all weights trained (bfloat16, its gradient, a float32 copy and 8-bit states): 10 bytes a parameter for each
+model that is trained, 2 for one that is not, and activations. 1 B parameters: 25 GB for the joint step, 13 GB for
+stage 2. 7 B parameters: 90 GB for one model at a time; both would take 150, so `high` leaves the joint step out.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lgrpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that decides what `init` computes."""
+
+    recipe: str
+    seed: int
+    ratio: int  # chain tokens that become one latent step, r
+    k: int  # tokens in a superposition
+    batch: int  # examples in an optimiser step
+    warm_up_steps: int  # optimiser steps of each part, in this order
+    encoder_steps: int
+    decoder_steps: int
+    joint_steps: int
+    walk_steps: int
+    warm_up_lr: float  # peak learning rates
+    encoder_lr: float
+    decoder_lr: float
+    joint_lr: float
+    walk_lr: float
+    lr_warm_up: float  # share of a part in which the learning rate rises; then half a cosine
+    weight_decay: float
+    output_scale: float  # of the encoder's hidden states, before E^T
+    smoothing: float  # label smoothing of the warm start
+    noise_scale: float  # of the labels in stage 2
+    train_embedding: bool  # input embedding and output head too
+    max_prompt: int  # positions
+    max_chain: int  # tokens of the chain of thought
+    max_response: int  # positions, latent and explicit together
+    held_out: int  # problems of the training data kept for choosing the checkpoint
+    eval_every: int  # steps of stage 2
+    save_every: int  # steps of stage 1
+    slots: int  # rollouts in flight while scoring
+    micro_tokens: int  # positions in a micro-batch
+
+    @property
+    def stage_1_steps(self) -> int:
+        return self.warm_up_steps + self.encoder_steps + self.decoder_steps + self.joint_steps
+
+
+_PAPER = "published"
+_SHARED: dict[str, tuple[Any, str]] = {
+    "lr_warm_up": (0.05, _PAPER),
+    "weight_decay": (0.01, _PAPER),
+    "output_scale": (0.4, "without it the mixtures saturate to single tokens (docs/log.md)"),
+    "smoothing": (0.03, "leaves the other tokens a gradient (docs/log.md)"),
+    "noise_scale": (1.0, _PAPER),
+}
+_RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
+    "tiny": {
+        **_SHARED,
+        "ratio": (2, "as `low`"),
+        "k": (10, "as `low`"),
+        "batch": (64, "2,500 positions"),
+        "warm_up_steps": (120, "half a minute; enough to point at its own chain tokens (docs/log.md)"),
+        "encoder_steps": (0, "labels drift to flat mixtures that no model can walk (docs/log.md)"),
+        "decoder_steps": (80, "the language model learns to read mixtures"),
+        "joint_steps": (0, "as the encoder's"),
+        "walk_steps": (1900, "about four minutes on two cores"),
+        "warm_up_lr": (2e-3, "a million parameters move faster than a billion"),
+        "encoder_lr": (1e-3, "a million parameters move faster than a billion"),
+        "decoder_lr": (1e-3, "a million parameters move faster than a billion"),
+        "joint_lr": (1e-3, "a million parameters move faster than a billion"),
+        "walk_lr": (2e-3, "a million parameters move faster than a billion"),
+        "train_embedding": (True, "they are a tenth of the model, and cheap"),
+        "max_chain": (128, "the arithmetic chains have fewer than 40 tokens"),
+        "held_out": (256, "two seconds to score"),
+        "eval_every": (200, "a tenth of stage 2"),
+        "save_every": (100, "half a minute"),
+    },
+    "low": {
+        **_SHARED,
+        "ratio": (2, _PAPER),
+        "k": (10, _PAPER),
+        "batch": (64, "an eighth of the published one, for more steps on one GPU"),
+        "warm_up_steps": (300, "a warm start in place of most of ten epochs"),
+        "encoder_steps": (1000, "64,000 examples; published: 10 epochs"),
+        "decoder_steps": (1000, "64,000 examples; published: 10 epochs"),
+        "joint_steps": (500, "32,000 examples; published: 10 epochs. Longer makes flat labels (docs/log.md)"),
+        "walk_steps": (6000, "384,000 examples, one epoch of GSM8K-Aug; published: 70"),
+        "warm_up_lr": (2e-5, "all weights are trained, not LoRA's"),
+        "encoder_lr": (2e-5, "published 1e-4 is for LoRA"),
+        "decoder_lr": (2e-5, "published 1e-4 is for LoRA"),
+        "joint_lr": (2e-5, "published 1e-4 is for LoRA"),
+        "walk_lr": (5e-5, "published 3e-4 is for LoRA"),
+        "train_embedding": (False, "they stay what they were in reinforcement, too"),
+        "max_chain": (512, "the chains of GSM8K-Aug have fewer than 200 tokens"),
+        "held_out": (256, "standard error of 3 points"),
+        "eval_every": (500, "a dozen checkpoints to choose from"),
+        "save_every": (250, "a few minutes"),
+    },
+    "high": {
+        **_SHARED,
+        "ratio": (16, _PAPER),
+        "k": (10, _PAPER),
+        "batch": (32, "long chains"),
+        "warm_up_steps": (300, "a warm start in place of most of ten epochs"),
+        "encoder_steps": (1000, "32,000 examples; published: 10 epochs"),
+        "decoder_steps": (1000, "32,000 examples; published: 10 epochs"),
+        "joint_steps": (0, "two models of this size cannot be trained on one GPU"),
+        "walk_steps": (4000, "128,000 examples; published: 70 epochs"),
+        "warm_up_lr": (1e-5, "all weights are trained, not LoRA's"),
+        "encoder_lr": (1e-5, "published 1e-4 is for LoRA"),
+        "decoder_lr": (1e-5, "published 1e-4 is for LoRA"),
+        "joint_lr": (1e-5, "published 1e-4 is for LoRA"),
+        "walk_lr": (2e-5, "published 3e-4 is for LoRA"),
+        "train_embedding": (False, "they stay what they were in reinforcement, too"),
+        "max_chain": (8192, "longer ones do not fit beside two models"),
+        "held_out": (64, "long answers: an evaluation costs as much as two steps"),
+        "eval_every": (500, "eight checkpoints to choose from"),
+        "save_every": (250, "a few minutes"),
+    },
+}
+
+
+def schedule(
+    recipe: str, *, max_prompt: int, max_response: int, device: str, seed: int = 0, **chosen: Any
+) -> tuple[Schedule, list[tuple[str, Any, str]]]:
+    """The settings of `init`, and the plan that explains them as (name, value, reason).
+
+    max_prompt and max_response are those of the recipe's reinforcement. `chosen` overrides single settings; None leaves
+    one alone. Raises UserError on a value out of range.
+    """
+    table = dict(_RECIPES[recipe])
+    table["recipe"] = (recipe, "from the plan")
+    table["seed"] = (seed, "default" if seed == 0 else "you set it")
+    table["max_prompt"] = (max_prompt, "as in `train`")
+    table["max_response"] = (max_response, "as in `train`")
+    cuda = device.startswith("cuda")
+    table["slots"] = (256, "keeps a GPU busy") if cuda else (256, "fills two cores")
+    table["micro_tokens"] = (8192, "from the device") if cuda else (2048, "fits a CPU's cache")
+    for name, value in chosen.items():
+        if value is not None:
+            table[name] = (value, "you set it")
+    for name in ("batch", "ratio", "k", "walk_steps", "walk_lr", "eval_every", "save_every", "micro_tokens"):
+        if not table[name][0] > 0:
+            raise UserError(f"{name} must be positive, not {table[name][0]}")
+    names = [field.name for field in fields(Schedule)]
+    return Schedule(**{name: table[name][0] for name in names}), [(name, *table[name]) for name in names]

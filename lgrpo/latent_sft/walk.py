@@ -1,0 +1,51 @@
+"""Stage 2 of Latent-SFT, walking alone: the encoder is gone, its chains are what the model learns to take itself.
+
+The model reads `prompt <think> z1 .. zn </think> answer` under ordinary causal attention. At the position before each
+latent it should put out that latent, at the others the next token (docs/method.md, 6).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lgrpo import superposition
+from lgrpo.latent_sft.chunks import log_probs_at
+from lgrpo.latent_sft.examples import LATENT, PAD, Example, pad
+from lgrpo.policy import Policy
+
+
+class WalkLoss(NamedTuple):
+    """Sums over a micro-batch; divide by the counts of the whole batch."""
+
+    text: Tensor  # cross-entropy of `</think>`, answer and what ends the sequence
+    chain: Tensor  # KL(soft label || model) of the latent steps
+
+
+def walk_loss(policy: Policy, examples: Sequence[Example], indices: Tensor, labels: Tensor, ratio: int) -> WalkLoss:
+    """Losses of a micro-batch: labels [R, K] over the tokens indices [R, K], the steps of one example after the other.
+
+    The label is both the input mixture and the target of the KL, which runs over its K tokens; the model's
+    log-probabilities are over the whole vocabulary.
+    """
+    device = policy.device
+    indices, labels = indices.to(device), labels.to(device)
+    rows = [[*e.prompt, *[LATENT] * e.latents(ratio), *e.response[:-1]] for e in examples]
+    ids = pad(rows, PAD, device)
+    latent = ids == LATENT
+    embeds = policy.embedding(ids.clamp(min=0))
+    embeds = embeds.masked_scatter(latent[..., None], superposition.embed(indices, labels, policy.embedding))
+    size = ids.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(len(rows), -1, -1)
+    hidden = policy.hidden(embeds, causal, torch.arange(size, device=device).expand_as(ids))
+
+    before_latent = torch.zeros_like(latent)
+    before_latent[:, :-1] = latent[:, 1:]
+    chain = log_probs_at(policy, hidden[before_latent], indices)
+    starts = [len(e.prompt) + e.latents(ratio) - 1 for e in examples]  # the last latent predicts `</think>`
+    row = torch.tensor([n for n, e in enumerate(examples) for _ in e.response], device=device)
+    at = torch.tensor([start + i for start, e in zip(starts, examples, strict=True) for i in range(len(e.response))])
+    targets = torch.tensor([token for e in examples for token in e.response], device=device)
+    text = log_probs_at(policy, hidden[row, at.to(device)], targets[:, None])
+    return WalkLoss(-text.sum(), torch.xlogy(labels, labels).sum() - (labels * chain).sum())
