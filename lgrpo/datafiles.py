@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lgrpo.errors import UserError
-from lgrpo.fields import COLUMNS
+from lgrpo.fields import COLUMNS, listed
 
 TYPES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")  # in the order of preference where a folder holds several
 Row = tuple[str, Mapping[str, Any]]  # (place, fields)
@@ -56,20 +56,18 @@ def choose(names: Sequence[str], split: str, source: str, part: str = "") -> lis
     if not found and split == "train":  # a lone data set is there to be trained on
         found = [name for name in known if not _has_word(name, others)]
     if not found:
-        raise UserError(f"{source}: no file for the split `{split}` among {_listed(known)}; name the file")
+        raise UserError(f"{source}: no file for the split `{split}` among {listed(known)}; name the file")
 
     folders = {_folder(name, words) for name in found}
     if len(folders) > 1:
         usual = next((folder for folder in _USUAL_FOLDERS if folder in folders), None)
         if usual is None:
-            raise UserError(
-                f"{source}: several data sets; choose one as {source}:FOLDER, of {_listed(sorted(folders))}"
-            )
+            raise UserError(f"{source}: several data sets; choose one as {source}:FOLDER, of {listed(sorted(folders))}")
         found = [name for name in found if _folder(name, words) == usual]
     kind = next(kind for kind in TYPES if any(name.lower().endswith(kind) for name in found))
     found = [name for name in found if name.lower().endswith(kind)]
     if len({re.sub(r"[0-9]+(-of-[0-9]+)?", "", PurePosixPath(name).stem) for name in found}) > 1:
-        raise UserError(f"{source}: several files for the split `{split}`: {_listed(found)}; name one of them")
+        raise UserError(f"{source}: several files for the split `{split}`: {listed(found)}; name one of them")
     return found
 
 
@@ -91,10 +89,6 @@ def _has_word(name: str, words: Sequence[str]) -> bool:
 def _folder(name: str, words: Sequence[str]) -> str:
     """Which data set of a repository a file belongs to: its folder, without one named after the split."""
     return "/".join(part for part in PurePosixPath(name).parts[:-1] if part.lower() not in words)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _holds_lines(path: Path, kind: str) -> bool:
@@ -132,7 +126,7 @@ def _json_rows(path: Path, split: str) -> Iterator[Row]:
             wanted = [name for name in of_rows if _has_word(name, _SPLITS.get(split, (split,)))]
             name = wanted[0] if wanted else next(iter(of_rows))
             if len(of_rows) > 1 and not wanted:
-                raise UserError(f"{path}: several lists ({_listed(sorted(of_rows))}) and none is called `{split}`")
+                raise UserError(f"{path}: several lists ({listed(sorted(of_rows))}) and none is called `{split}`")
             data = of_rows[name]
         elif lists:  # columns
             if len({len(value) for value in lists.values()}) > 1:
@@ -167,7 +161,6 @@ def _text_rows(path: Path) -> Iterator[Row]:
 def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
-        arrow: Any = importlib.import_module("pyarrow")
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow; pip install 'lgrpo[parquet]'") from error
     number = 0
@@ -179,8 +172,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", unread | row  # a complaint about missing fields names them all
-    except arrow.ArrowException as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a damaged file has pyarrow raise anything from OSError to UnicodeDecodeError
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a Parquet file that can be read ({listed([why])})") from error
 
 
 def _parsed(data: bytes, place: str) -> Any:

@@ -16,7 +16,7 @@ In a solution with `\boxed{...}` (MATH) the answer is the last box, and the chai
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -56,7 +56,7 @@ def problem_answer_chain(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
             empty = next((name for name in names if name in fields), None)
             if empty is not None:
                 raise UserError(f"the field `{empty}` is null; give the row a {meaning} or take it out")
-            found = ", ".join(str(name) for name in row) or "none"
+            found = listed([str(name) for name in row])
             raise UserError(f"no field for the {meaning}; fields found: {found}; fields understood: {NAMES}")
     assert problem_field is not None
     assert answer_field is not None
@@ -90,6 +90,12 @@ def split_answer(text: str) -> tuple[str, str | None]:
     bare = text.strip("$. \n")
     alone = bare.startswith(("\\boxed", "\\fbox")) and bare.endswith("}") and bare.count("\\boxed") < 2
     return answer_in_box.strip(), None if alone else text
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names for a message: on one line and harmless to a terminal, whatever they hold."""
+    shown = ["".join(sign if sign.isprintable() else "?" for sign in name[:100]) for name in names[:10]]
+    return (", ".join(shown) or "none") + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def verl(prompt: str, **extra: Any) -> dict[str, Any]:
         ({"problem": Q, "answer": "$\\boxed{72}$"}, "72", None),
         ({"problem": Q, "answer": "72", "cot": "24, 72 #### 72"}, "72", "24, 72"),
         ({"prompt": Q, "solution": "72", "reward_model": {"ground_truth": "72"}}, "72", None),  # DAPO: no chain
+        ({"prompt": Q, "solution": "half is 24", "reward_model": {"ground_truth": "72"}}, "72", "half is 24"),
         ({"prompt": Q, "solution": "72"}, "72", None),
         (verl(f'{Q} Let\'s think step by step and output the final answer after "####".'), "72", None),
         (verl("anything", question=Q, answer=GSM8K), "72", EQUATIONS),
@@ -195,6 +196,7 @@ GOOD = b'{"problem": "p", "answer": "1"}\n'
         ),
         ("a.jsonl", b'{"text": "p", "answer": "1"}\n', "no field for the problem; fields found: text, answer"),
         ("a.jsonl", b"{}\n", "no field for the problem; fields found: none"),
+        ("a.jsonl", b'{"\\u001b[2J\\n": 1}\n', r"fields found: \?\[2J\?;"),  # no way to the terminal
         ("a.jsonl", b'{"problem": null, "answer": "1"}\n', "line 1: the field `problem` is null"),
         ("a.jsonl", b'{"problem": "p", "answer": null}\n', "the field `answer` is null"),
         ("a.jsonl", b'{"problem": " ", "answer": "1"}\n', "the field `problem` is empty"),

@@ -180,6 +180,13 @@ def test_no_box_is_wrong_but_no_failure() -> None:
     assert verifier.failures == 0
 
 
+@pytest.mark.parametrize("answer", ["1\x002", "\x1b[2J5", "5\x7f", "ten", "x", ""])
+def test_plainly_wrong_answers_cost_no_algebra(answer: str) -> None:
+    verifier = Verifier(command=["this must not be started"])
+    assert score(verifier, answer, "5") == 0.0
+    assert verifier.failures == 0
+
+
 def test_refused_answers_are_counted_by_reason() -> None:
     verifier = Verifier(command=["this must not be started"])
     responses = ["\\boxed{" + "1" * 5_000_000 + "}", "\\boxed{5}", "\\boxed{\\pi}", "\\boxed{5}"]
@@ -229,6 +236,14 @@ def test_crash_hang_and_exception_are_told_apart() -> None:
         scores = verifier.grade([f"\\boxed{{\\{answer}}}" for answer in answers], ["\\pi"] * 7)
         assert scores == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         assert dict(verifier.reasons) == {"checker died": 1, "timed out": 1, "NameError": 1}
+
+
+def test_a_group_of_the_same_endless_answer_waits_once() -> None:
+    with Verifier(timeout=0.3, command=[sys.executable, "-c", CHECKER]) as verifier:
+        begin = time.perf_counter()
+        assert verifier.grade(["\\boxed{\\hang}"] * 16, ["\\pi"] * 16) == [0.0] * 16
+        assert time.perf_counter() - begin < 3.0
+        assert verifier.failures == 16  # each is an answer that could not be checked
 
 
 def test_a_checker_killed_between_answers_is_nobodys_failure() -> None:
