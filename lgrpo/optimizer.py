@@ -49,7 +49,7 @@ class Optimizer:
     def step(self) -> StepReport:
         """Clip the gradients that have gathered in `parameters`, apply them and clear them."""
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        norm = float(_norm(grads)) if grads else 0.0
         if not grads or not norm < float("inf"):
             self.clear()
             return StepReport(norm, 0.0, True)
@@ -74,26 +74,42 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs: optimizer states, and the exact weights where they are copies."""
         out: dict[str, Tensor] = {}
-        for number, entries in self.inner.state_dict()["state"].items():
-            for name, value in entries.items():
-                out[f"{number}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
         for number, (parameter, exact) in enumerate(zip(self.parameters, self.exact, strict=True)):
+            # Not state_dict(): bitsandbytes hides its quantized states in a nested dictionary there.
+            for name, value in self.inner.state.get(exact, {}).items():
+                out[f"{number}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
             if parameter is not exact:
                 out[f"{number}.exact"] = exact.detach()
         return {name: tensor.clone().contiguous() for name, tensor in out.items()}
 
     @torch.no_grad()
     def load_state(self, saved: dict[str, Tensor]) -> None:
-        """Go on from `state()`. Raises KeyError or RuntimeError when it belongs to other parameters."""
-        states: dict[int, dict[str, Tensor | int]] = {}
+        """Go on from `state()`. RuntimeError, with nothing changed, where it belongs to other parameters."""
+        states: list[dict[str, Tensor]] = [{} for _ in self.exact]
         for key, tensor in saved.items():
             number, name = key.split(".")
-            if name == "exact":
-                self.exact[int(number)].copy_(tensor)
-                self.parameters[int(number)].copy_(tensor)
-            else:
-                states.setdefault(int(number), {})[name] = int(tensor) if name == "step" else tensor
-        self.inner.load_state_dict({"state": states, "param_groups": self.inner.state_dict()["param_groups"]})
+            fits = int(number) < len(states) and (
+                name not in ("exact", "state1", "state2") or tensor.shape == self.exact[int(number)].shape
+            )
+            if not fits:
+                raise RuntimeError(f"the saved optimizer state {key} belongs to other parameters")
+            states[int(number)][name] = tensor
+        for parameter, exact, entries in zip(self.parameters, self.exact, states, strict=True):
+            if "exact" in entries:
+                exact.copy_(entries.pop("exact"))
+                parameter.copy_(exact)
+            if entries:
+                self.inner.state[exact] = {
+                    name: int(value) if name == "step" else value.to(exact.device, copy=True)
+                    for name, value in entries.items()
+                }
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    """Norm of all gradients together, in float32: in bfloat16 it would carry three digits."""
+    return torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads])
+    )
 
 
 def _sample(tensor: Tensor) -> Tensor:
