@@ -1,0 +1,221 @@
+"""8-bit AdamW over exact weights against torch's AdamW, and its resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lgrpo.optimizer import Optimizer
+
+SMALL, LARGE = (40, 100), (64, 64)  # below 4,096 elements bitsandbytes keeps float32 states
+
+
+def parameter(*shape: int, dtype: torch.dtype = torch.float32, value: float | None = None) -> nn.Parameter:
+    start = torch.randn(shape) if value is None else torch.full(shape, value)
+    return nn.Parameter(start.to(dtype))
+
+
+def exact_weights(optimizer: Optimizer) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in optimizer.exact]
+
+
+def test_an_update_of_1e_6_on_a_bfloat16_weight_survives_a_thousand_steps() -> None:
+    """Half a bfloat16 step at 0.02 is 6e-5: rounded each time, the weight would never move."""
+    weight, plain = parameter(8, dtype=torch.bfloat16, value=0.02), parameter(8, dtype=torch.bfloat16, value=0.02)
+    start = weight.detach().float().clone()
+    optimizer = Optimizer([weight], lr=1e-6)
+    reference = nn.Parameter(start.clone())
+    exact = torch.optim.AdamW([reference], lr=1e-6, weight_decay=0.01, betas=(0.9, 0.999))
+    lost = torch.optim.AdamW([plain], lr=1e-6, weight_decay=0.01)
+    gradient = torch.linspace(-0.01, 0.02, 8)  # norm below 1: not clipped
+    for _ in range(1000):
+        weight.grad, plain.grad = gradient.bfloat16(), gradient.bfloat16()
+        reference.grad = gradient.bfloat16().float()
+        report = optimizer.step()
+        exact.step()
+        lost.step()
+        assert report.moved == 1
+    moved = (exact_weights(optimizer)[0] - start).abs()
+    assert moved.tolist() == pytest.approx([1e-3] * 8, rel=0.01)
+    assert torch.allclose(exact_weights(optimizer)[0], reference.detach(), rtol=0, atol=1e-6)
+    assert torch.equal(weight.detach(), exact_weights(optimizer)[0].bfloat16())  # the model sees the rounded value
+    assert bool((weight != plain).all())
+    assert torch.equal(plain.detach().float(), start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_tensors_follow_torch_adamw(dtype: torch.dtype) -> None:
+    weight = parameter(*SMALL, dtype=dtype)
+    reference = nn.Parameter(weight.detach().float().clone())
+    ours = Optimizer([weight], lr=1e-3)
+    theirs = torch.optim.AdamW([reference], lr=1e-3, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8)
+    for step in range(30):
+        weight.grad = (torch.randn(SMALL) * (1 + step % 5)).to(dtype)
+        reference.grad = weight.grad.float().clone()
+        nn.utils.clip_grad_norm_([reference], 1.0)
+        ours.step()
+        theirs.step()
+    assert torch.allclose(exact_weights(ours)[0], reference.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_large_tensors_follow_torch_adamw_within_eight_bits() -> None:
+    weight = parameter(*LARGE)
+    start, reference = weight.detach().clone(), nn.Parameter(weight.detach().clone())
+    ours = Optimizer([weight], lr=1e-3, max_grad_norm=1e9)
+    theirs = torch.optim.AdamW([reference], lr=1e-3, weight_decay=0.01)
+    for _ in range(30):
+        gradient = torch.randn(LARGE) + 1
+        weight.grad, reference.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        theirs.step()
+    moved, expected = weight.detach() - start, reference.detach() - start
+    assert float((moved - expected).norm() / expected.norm()) < 0.03
+    assert not torch.equal(moved, expected)  # or these would not be eight bits
+    assert any(tensor.dtype == torch.uint8 for tensor in ours.state().values())
+
+
+def test_weight_decay_is_decoupled_and_scaled_by_the_rate() -> None:
+    """One step with a gradient: w - lr * 0.5 * w - lr * sign(g)."""
+    weight = parameter(10, value=2.0)
+    optimizer = Optimizer([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.full((10,), 0.01)
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([2.0 - 0.1 * 0.5 * 2.0 - 0.1] * 10, abs=1e-5)
+
+
+def test_gradients_are_clipped_together_and_reported_before() -> None:
+    """Two tensors of norm 30 and 40: norm 50, scaled by 1/50. Adam's memory of the step shows the scale."""
+    weights = [parameter(10, value=1.0), parameter(10, value=1.0)]
+    optimizer = Optimizer(weights, lr=1e-3, max_grad_norm=1.0)
+    weights[0].grad, weights[1].grad = torch.full((10,), 30 / 10**0.5), torch.full((10,), 40 / 10**0.5)
+    report = optimizer.step()
+    assert report.grad_norm == pytest.approx(50.0, rel=1e-5)
+    first = optimizer.inner.state[optimizer.exact[0]]["state1"]
+    assert first.tolist() == pytest.approx([0.1 * 30 / 10**0.5 / 50] * 10, rel=1e-4)
+    weights[0].grad, weights[1].grad = torch.full((10,), 0.01), None  # a short gradient is not stretched
+    assert optimizer.step().grad_norm == pytest.approx(0.01 * 10**0.5, rel=1e-5)
+    expected = 0.9 * (0.1 * 30 / 10**0.5 / 50) + 0.1 * 0.01
+    assert optimizer.inner.state[optimizer.exact[0]]["state1"].tolist() == pytest.approx([expected] * 10, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_changes_nothing(bad: float) -> None:
+    weight = parameter(*LARGE, dtype=torch.bfloat16)
+    optimizer = Optimizer([weight], lr=1e-3)
+    weight.grad = torch.randn(LARGE).bfloat16()
+    optimizer.step()
+    before, state = weight.detach().clone(), optimizer.state()
+    weight.grad = torch.full(LARGE, 1.0).bfloat16()
+    weight.grad[3, 3] = bad
+    report = optimizer.step()
+    assert (report.skipped, report.moved) == (True, 0.0)
+    assert weight.grad is None
+    assert torch.equal(weight, before)
+    after = optimizer.state()
+    assert all(torch.equal(after[name], tensor) for name, tensor in state.items())
+
+
+def test_gradients_are_gone_after_a_step() -> None:
+    weight = parameter(*SMALL, dtype=torch.bfloat16)
+    optimizer = Optimizer([weight], lr=1e-3)
+    weight.grad = torch.ones_like(weight)
+    assert not optimizer.step().skipped
+    assert weight.grad is None
+    assert optimizer.exact[0].grad is None
+    assert optimizer.step().skipped  # nothing to do, and no step on old gradients
+
+
+def test_the_share_of_weights_that_moved_is_counted_on_the_exact_values() -> None:
+    """Of two equal tensors one has no gradient and no weight decay: half. A rate below float32's reach: none."""
+    weights = [parameter(*SMALL, dtype=torch.bfloat16), parameter(*SMALL, dtype=torch.bfloat16)]
+    optimizer = Optimizer(weights, lr=1e-6, weight_decay=0.0)
+    weights[0].grad = torch.ones(SMALL).bfloat16()
+    before = weights[0].detach().clone()
+    assert optimizer.step().moved == pytest.approx(0.5)
+    # The rounded weights hardly moved; what they are rounded from did.
+    assert float((weights[0] != before).float().mean()) < 0.1
+    optimizer.set_lr(1e-12)
+    for weight in weights:
+        weight.grad = torch.ones(SMALL).bfloat16()
+    assert optimizer.step().moved < 0.05
+
+
+def test_the_rate_can_be_changed() -> None:
+    weight = parameter(10, value=0.0)
+    optimizer = Optimizer([weight], lr=1.0, weight_decay=0.0)
+    optimizer.set_lr(0.25)
+    weight.grad = torch.full((10,), 0.01)
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([-0.25] * 10, rel=1e-4)
+
+
+def gradients(step: int, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def advance(optimizer: Optimizer, weights: list[nn.Parameter], steps: range, dtype: torch.dtype) -> None:
+    for step in steps:
+        for weight, gradient in zip(weights, gradients(step, [tuple(w.shape) for w in weights], dtype), strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_is_the_same_run_to_the_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Through a file: eight-bit and float32 states, step counts and the exact weights behind bfloat16 ones."""
+    weights = [parameter(*SMALL, dtype=dtype), parameter(*LARGE, dtype=dtype), parameter(7, dtype=dtype)]
+    straight = Optimizer(weights, lr=1e-4)
+    advance(straight, weights, range(5), dtype)
+    saved = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    save_file(straight.state(), tmp_path / "optimizer.safetensors")
+
+    resumed = Optimizer(saved, lr=1e-4)
+    resumed.load_state(load_file(tmp_path / "optimizer.safetensors"))
+    again = resumed.state()
+    assert all(torch.equal(again[name], tensor) for name, tensor in straight.state().items())
+    advance(straight, weights, range(5, 10), dtype)
+    advance(resumed, saved, range(5, 10), dtype)
+    for before, after in zip(weights + straight.exact, saved + resumed.exact, strict=True):
+        assert torch.equal(before, after)
+    final = resumed.state()
+    assert all(torch.equal(final[name], tensor) for name, tensor in straight.state().items())
+
+
+def test_loading_does_not_share_memory_with_what_was_saved() -> None:
+    weights = [parameter(*LARGE)]
+    optimizer = Optimizer(weights, lr=1e-2)
+    advance(optimizer, weights, range(2), torch.float32)
+    state = optimizer.state()
+    kept = {name: tensor.clone() for name, tensor in state.items()}
+    other_weights = [nn.Parameter(weights[0].detach().clone())]
+    other = Optimizer(other_weights, lr=1e-2)
+    other.load_state(state)
+    advance(other, other_weights, range(2, 4), torch.float32)
+    advance(optimizer, weights, range(7, 9), torch.float32)
+    assert all(torch.equal(state[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_state_before_the_first_step_can_be_loaded() -> None:
+    weights = [parameter(*SMALL, dtype=torch.bfloat16)]
+    state = Optimizer(weights, lr=1e-2).state()
+    others = [parameter(*SMALL, dtype=torch.bfloat16)]
+    optimizer = Optimizer(others, lr=1e-2)
+    optimizer.load_state(state)
+    assert torch.equal(others[0], weights[0])
+    advance(optimizer, others, range(1), torch.bfloat16)
+
+
+def test_the_state_of_other_parameters_is_refused() -> None:
+    few, many = [parameter(*SMALL)], [parameter(*SMALL), parameter(*SMALL)]
+    saver = Optimizer(many, lr=1e-2)
+    advance(saver, many, range(1), torch.float32)
+    with pytest.raises(RuntimeError, match="other parameters"):
+        Optimizer(few, lr=1e-2).load_state(saver.state())
+    halves = [parameter(*SMALL, dtype=torch.bfloat16), parameter(*SMALL, dtype=torch.bfloat16)]
+    with pytest.raises(RuntimeError, match="other parameters"):
+        Optimizer(halves[:1], lr=1e-2).load_state(Optimizer(halves, lr=1e-2).state())
+    with pytest.raises(RuntimeError, match="other parameters"):
+        Optimizer([parameter(3, 5)], lr=1e-2).load_state({"0.state1": torch.zeros(4), "0.step": torch.tensor(1)})
