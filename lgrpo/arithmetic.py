@@ -165,9 +165,9 @@ def _event(rng: random.Random, value: int, top: int, may_compare: bool, may_shar
     }
     op = rng.choices(list(weights), list(weights.values()))[0]
     if op == "+":
-        return op, rng.randint(2, top - value)
+        return op, rng.randint(2, rng.randint(2, top - value))  # twice: people's numbers are small more often than not
     if op == "-":
-        return op, rng.randint(2, value - 1)
+        return op, rng.randint(2, rng.randint(2, value - 1))
     if op == "*":
         return op, rng.randint(2, min(SMALL_FACTOR, top // value))
     return op, rng.choice(divisors)

@@ -81,9 +81,9 @@ def test_same_seed_same_problems_and_another_seed_others():
 def test_seeds_are_the_same_in_every_version():
     assert take(1, "test", 0) == [
         Problem(
-            problem="Ann has 6 crates with 6 cookies each and gets 36 more. How many cookies does Ann have?",
-            answer="72",
-            cot="<<6*6=36>> <<36+36=72>>",
+            problem="Zoe has 46 marbles. Yuki has 4 more, sells 9 and gives away 4. How many marbles does Yuki have?",
+            answer="37",
+            cot="<<46+4=50>> <<50-9=41>> <<41-4=37>>",
         )
     ]
 
