@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 MEMORY = 4 << 30  # bytes of address space: a tower of powers meets this limit before the machine's
@@ -21,27 +22,31 @@ MEMORY = 4 << 30  # bytes of address space: a tower of powers meets this limit b
 
 def equivalent(reference: str, answer: str) -> bool:
     """Whether two pieces of LaTeX mean the same. Raises LookupError where the reference cannot be read."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import verify
 
-    def read(text: str) -> list[Any]:
-        """What the text means, as a list that is empty where it means nothing to math-verify.
-
-        Only LaTeX is read: the fallback for bare expressions picks a number out of text it does not understand. At
-        first units are dropped; then they are kept, since `c` and `t` are units too, and `a + b + c` is lost without.
-        Both time-outs are off because math-verify's are signals: the parent's is the only one.
-        """
-        usual = LatexExtractionConfig()
-        with_units = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
-        for how in (usual, with_units):
-            if meaning := parse(f"${text}$", [how], fallback_mode="no_fallback", parsing_timeout=None):
-                return meaning
-        return []
-
-    expected = read(reference)
+    expected = _meaning(reference)
     if not expected:
         raise LookupError("reference cannot be read")
-    given = read(answer)
+    given = _meaning(answer)
     return bool(given) and bool(verify(expected, given, timeout_seconds=None, raise_on_error=True))
+
+
+@lru_cache(maxsize=1024)  # a group's reference is read once
+def _meaning(text: str) -> list[Any]:
+    """What the text means, as a list that is empty where it means nothing to math-verify.
+
+    Only LaTeX is read: the fallback for bare expressions picks a number out of text it does not understand. At first
+    units are dropped; then they are kept, since `c` and `t` are units too, and `a + b + c` is lost without. Both
+    time-outs are off because math-verify's are signals: the parent's is the only one.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    usual = LatexExtractionConfig()
+    with_units = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
+    for how in (usual, with_units):
+        if meaning := parse(f"${text}$", [how], fallback_mode="no_fallback", parsing_timeout=None):
+            return meaning
+    return []
 
 
 def _limit_memory() -> None:

@@ -206,7 +206,7 @@ def test_lengths_must_agree() -> None:
         Verifier().grade(["\\boxed{1}"], [])
 
 
-@pytest.mark.parametrize("nasty", ["10!!!!", "9^{9^{9^9}}", "{" * 900 + "5" + "}" * 900])
+@pytest.mark.parametrize("nasty", ["9^{9^{9^9}}", "{" * 900 + "5" + "}" * 900])
 def test_an_endless_answer_costs_one_timeout_and_nobody_elses_score(nasty: str) -> None:
     with Verifier(timeout=0.4) as verifier:
         assert score(verifier, "\\sqrt{12}", "2\\sqrt{3}") == 1.0  # the process is up: its start is not timed below
