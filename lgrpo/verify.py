@@ -143,7 +143,11 @@ class _Process:
         except OSError:  # it died on its own since the last answer
             self.stop()
             return False, "checker died"
-        equal, failure = self._reply(timeout)
+        try:
+            equal, failure = self._reply(timeout)
+        except BaseException:  # Ctrl-C while waiting: the reply to come belongs to no later answer
+            self.stop()
+            raise
         if failure in ("timed out", "checker died"):
             self.stop()
         return equal, failure

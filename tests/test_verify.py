@@ -246,6 +246,22 @@ def test_a_group_of_the_same_endless_answer_waits_once() -> None:
         assert verifier.failures == 16  # each is an answer that could not be checked
 
 
+def test_an_interrupted_wait_leaves_no_reply_for_the_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Verifier(timeout=5.0, command=[sys.executable, "-c", CHECKER]) as verifier:
+        assert score(verifier, "\\good", "\\pi") == 1.0
+        process = verifier._process
+        assert process is not None
+
+        def interrupted(timeout: float) -> tuple[bool, str | None]:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(process, "_reply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score(verifier, "\\good", "\\pi")
+        assert score(verifier, "\\bad", "\\pi") == 0.0
+        assert verifier.failures == 0
+
+
 def test_a_checker_killed_between_answers_is_nobodys_failure() -> None:
     with Verifier(command=[sys.executable, "-c", CHECKER]) as verifier:
         assert score(verifier, "\\good", "\\pi") == 1.0
