@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.optimizer import Optimizer
+from lgrpo.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,8 @@ def backward(parts: Iterable[tuple[Tensor, ...]]) -> list[float]:
         values = [float(loss.detach()) for loss in losses]
         totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
     return totals
+
+
+def trained(policy: Policy, schedule: Schedule) -> list[nn.Parameter]:
+    """The parameters of a model that Latent-SFT moves."""
+    return list(policy.model.parameters()) if schedule.train_embedding else policy.trainable()

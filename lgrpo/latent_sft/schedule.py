@@ -50,6 +50,10 @@ class Schedule:
     micro_tokens: int  # positions in a micro-batch
 
     @property
+    def steps(self) -> int:
+        return self.stage_1_steps + self.walk_steps
+
+    @property
     def stage_1_steps(self) -> int:
         return self.warm_up_steps + self.encoder_steps + self.decoder_steps + self.joint_steps
 

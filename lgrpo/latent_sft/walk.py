@@ -10,9 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lgrpo import superposition
+from lgrpo import noise, superposition
 from lgrpo.latent_sft.chunks import log_probs_at
-from lgrpo.latent_sft.examples import LATENT, PAD, Example, pad
+from lgrpo.latent_sft.examples import LATENT, PAD, Example, cut, pad
+from lgrpo.latent_sft.fit import Part, backward, trained
+from lgrpo.latent_sft.labels import Labels, perturb
+from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.policy import Policy
 
 
@@ -49,3 +52,29 @@ def walk_loss(policy: Policy, examples: Sequence[Example], indices: Tensor, labe
     targets = torch.tensor([token for e in examples for token in e.response], device=device)
     text = log_probs_at(policy, hidden[row, at.to(device)], targets[:, None])
     return WalkLoss(-text.sum(), torch.xlogy(labels, labels).sum() - (labels * chain).sum())
+
+
+def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, schedule: Schedule) -> Part:
+    """Learn to walk the labelled chains."""
+    ratio = schedule.ratio
+
+    def walk(numbers: Sequence[int], step: int) -> dict[str, float]:
+        batch = [examples[number] for number in numbers]
+        indices, probabilities = labels.of(numbers)
+        generator = torch.Generator().manual_seed(noise.row_key(schedule.seed, step, 0))
+        noisy = perturb(indices, probabilities, policy.end_id, schedule.noise_scale, generator)
+        steps = [e.latents(ratio) for e in batch]
+        of_row = list(zip(indices.split(steps), noisy.split(steps), strict=True))
+        steps_sum, text_sum = sum(steps), sum(len(e.response) for e in batch)
+
+        def losses(part: list[int]) -> tuple[Tensor, Tensor]:
+            rows = [of_row[number] for number in part]
+            mixed, targets = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+            loss = walk_loss(policy, [batch[number] for number in part], mixed, targets, ratio)
+            return loss.text / text_sum, loss.chain / steps_sum
+
+        widths = [len(e.prompt) + e.latents(ratio) + len(e.response) for e in batch]
+        text, chain = backward(losses(part) for part in cut(widths, schedule.micro_tokens))
+        return {"text": text, "chain": chain}
+
+    return Part("walk", schedule.walk_steps, schedule.walk_lr, trained(policy, schedule), walk)

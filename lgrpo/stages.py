@@ -1,0 +1,111 @@
+"""Fits the parts of Latent-SFT one after the other, and can stop at any step and go on.
+
+All the state of a run is in one checkpoint, `progress`: weights, the states of the optimizer at work, and the number
+of steps done. Batches and noise follow from the seed and the step.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lgrpo.console import Show
+from lgrpo.interrupt import StopRequest
+from lgrpo.latent_sft.examples import batch_numbers
+from lgrpo.latent_sft.fit import Part, learning_rate, only_trained, optimizer_of
+from lgrpo.latent_sft.schedule import Schedule
+from lgrpo.runs import Run
+
+PROGRESS = "progress"  # name of the checkpoint
+STATE, TENSORS = "init_state.json", "init_state.safetensors"
+_OPTIMIZER = "optimizer."
+
+
+class Stages:
+    """Knows how many steps of all parts together are done. `modules` are what is trained, by name."""
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        examples: int,
+        schedule: Schedule,
+        run: Run | None,
+        show: Show,
+        stop: StopRequest,
+    ):
+        self.modules, self.examples, self.schedule = modules, examples, schedule
+        self.run, self.show, self.stop = run, show, stop
+        self.done = 0
+        self._before = 0  # steps of the parts before this one
+        self._saved: dict[str, Tensor] = {}  # of the optimizer that was interrupted
+        self._optimizer_state: Callable[[], dict[str, Tensor]] = dict
+
+    def fit(self, part: Part, every: int, after: Callable[[int], None]) -> None:
+        """Take the steps of a part that are not done yet; `after(step)` follows every `every`-th and the last.
+
+        Raises KeyboardInterrupt, with everything saved, when asked to stop before the end of the run.
+        """
+        first = min(max(self.done - self._before, 0), part.steps)
+        if first < part.steps:
+            self._fit(part, first, every, after)
+        self._before += part.steps
+
+    def _fit(self, part: Part, first: int, every: int, after: Callable[[int], None]) -> None:
+        self.show.stage(part.name, part.steps, first)
+        only_trained(part.parameters, *self.modules.values())
+        optimizer = optimizer_of(part, self.schedule)
+        if first:
+            optimizer.load_state(self._saved)
+        self._optimizer_state = optimizer.state
+        key = f"{part.name} {self.schedule.seed}"
+        for step in range(first, part.steps):
+            optimizer.set_lr(learning_rate(step, part.steps, part.lr, self.schedule.lr_warm_up))
+            numbers = part.learn(batch_numbers(self.examples, self.schedule.batch, key, step), step)
+            report = optimizer.step()
+            self.done = self._before + step + 1
+            if report.skipped:
+                self.show.warn(f"{part.name} step {step + 1}: a gradient was not finite; the step was left out")
+            numbers = {**numbers, "grad_norm": report.grad_norm}
+            if self.run is not None:
+                self.run.log(self.done, part=part.name, **numbers, moved=report.moved)
+            self.show.step(step + 1, numbers)
+            if (step + 1) % every == 0 or step + 1 == part.steps:
+                after(step + 1)
+            elif self.stop:
+                self.save(step + 1)
+            if self.stop and self.done < self.schedule.steps:
+                raise KeyboardInterrupt
+
+    def skip(self, steps: int) -> None:
+        """Parts of this many steps in all are behind."""
+        self.done, self._before = max(self.done, steps), steps
+
+    def save(self, step: int) -> None:
+        """Keep the progress in the run."""
+        if self.run is None:
+            return
+
+        def write(folder: Path) -> None:
+            tensors = {_OPTIMIZER + name: tensor for name, tensor in self._optimizer_state().items()}
+            for kind, module in self.modules.items():
+                tensors |= {f"{kind}.{name}": value.detach() for name, value in module.named_parameters()}
+            save_file(tensors, folder / TENSORS)
+            (folder / STATE).write_text(json.dumps({"done": self.done}))
+
+        self.run.save(PROGRESS, write)
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Take up the saved weights and states, where there are any."""
+        if self.run is None or not (folder := self.run.folder / "checkpoints" / PROGRESS).exists():
+            return
+        self.done = json.loads((folder / STATE).read_text())["done"]
+        self.run.rewind(self.done)
+        tensors = load_file(folder / TENSORS)
+        for kind, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(tensors[f"{kind}.{name}"])
+        self._saved = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
