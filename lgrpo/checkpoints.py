@@ -64,7 +64,8 @@ def resolve_checkpoint(source: str) -> str:
     if not path.is_dir():
         raise UserError(f"{source} is a file; name the folder of the run or model")
     if (path / "run.json").exists():
-        saved = best_saved(path) or latest_saved(path)
+        models = [saved for saved in saved_checkpoints(path) if (saved.path / "config.json").exists()]
+        saved = best_saved(path) or (models[-1] if models else None)
         if saved is None:
             raise UserError(f"{source} holds no checkpoint yet; let that run save one first, or name another")
         return str(saved.path)

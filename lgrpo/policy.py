@@ -7,7 +7,7 @@ tokenizer at each load and never stored in code (docs/method.md, 1).
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Card:
     mode: str  # "latent" or "explicit"
     recipe: str | None = None  # None: chosen from the model's size
     k: int = 10  # tokens in a superposition
+    data: str | None = None  # what it was trained on: the default of later commands
 
 
 class Policy:
@@ -94,8 +95,7 @@ class Policy:
                 setattr(self.model.generation_config, knob, None)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        card = {"mode": self.card.mode, "recipe": self.card.recipe, "k": self.card.k}
-        (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+        (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 
     @property
     def device(self) -> torch.device:
@@ -144,7 +144,7 @@ class Policy:
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], at least float32."""

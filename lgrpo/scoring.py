@@ -17,6 +17,7 @@ from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Rollout
 
 LOGITS_PER_CHUNK = 1 << 26  # float32 logits alive at a time: 256 MiB
+COLUMNS = 1024  # positions of a packed row: attention costs their square, so long responses stay apart
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def pack(rollouts: Sequence[Rollout], columns: int) -> list[list[int]]:
     return rows
 
 
-def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: int = 1024) -> Batch:
+def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: int = COLUMNS) -> Batch:
     """Pack rollouts, rebuild their input embeddings from the recorded actions, and move all to the device."""
     rows = pack(rollouts, columns)
     lengths = [r.length for r in rollouts]

@@ -1,0 +1,5 @@
+"""`python -m lgrpo`."""
+
+from lgrpo.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The command line: options, their help, and nothing else. What a command does stands in commands.py.
+
+Importing this file must stay cheap: `lgrpo --help` loads neither torch nor transformers.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lgrpo import __version__
+from lgrpo.errors import UserError
+
+DATA_HELP = (
+    "JSON lines, JSON or Parquet file, or a hub name; `arithmetic` is the built-in generator.  "
+    "[default: what the checkpoint was trained on; arithmetic for tiny]"
+)
+
+
+class People(click.Group):
+    """Prints a UserError as one line and exits with code 2, as click does with wrong options."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise click.UsageError(str(error), ctx=None) from None
+        except KeyboardInterrupt:
+            click.echo("Stopped.", err=True)
+            sys.exit(130)
+
+
+def shared(function: Callable[..., None]) -> Callable[..., None]:
+    """Options every command has."""
+    function = click.option(
+        "--device", help="cpu, cuda, cuda:1, ...  [default: the first GPU, else the CPU]"
+    )(function)
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")(
+        function
+    )
+
+
+def training(function: Callable[..., None]) -> Callable[..., None]:
+    """Options of the commands that write a run."""
+    function = click.option("--overwrite", is_flag=True, help="Replace another run in the same folder.")(function)
+    function = click.option(
+        "--recipe",
+        type=click.Choice(["tiny", "low", "high"]),
+        help="Set of defaults; `low` and `high` are the published ones.  [default: the checkpoint's, else by size]",
+    )(function)
+    function = click.option(
+        "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<model>-init or -grpo]"
+    )(function)
+    return click.option("--data", help=DATA_HELP)(function)
+
+
+@click.group(cls=People, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lgrpo")
+def main() -> None:
+    """Teach a language model to reason in latent space, and reinforce it, on one GPU (or a CPU).
+
+    \b
+    lgrpo init [BASE]            give a model a latent chain of thought (Latent-SFT)
+    lgrpo train [CHECKPOINT]     reinforce it (Latent-GRPO)
+    lgrpo sample "PROBLEM"       ask it, and read the latent chain
+    lgrpo eval [CHECKPOINT]...   score it
+    """
+
+
+@main.command()
+@click.argument("base", required=False)
+@training
+@click.option("--steps", type=click.IntRange(1), help="Steps of the last stage.  [default: from the recipe]")
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="Its peak learning rate.  [default: recipe]")
+@click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
+@shared
+def init(**options: Any) -> None:
+    """Give BASE, a causal language model, a latent chain of thought.
+
+    BASE is a folder or a hub name; left out, it is the embedded tiny model. The data needs a chain of thought
+    with each problem. The result is a run folder; `lgrpo train` goes on from there.
+    """
+    from lgrpo import commands
+
+    commands.init(**options)
+
+
+@main.command()
+@click.argument("checkpoint", required=False)
+@training
+@click.option("--steps", type=click.IntRange(1), help="Batches to learn from.  [default: from the recipe]")
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="Learning rate, constant.  [default: recipe]")
+@click.option("--group", type=click.IntRange(2), help="Rollouts a prompt.  [default: 8, published]")
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(["masking", "one-sided", "first-token"]),
+    help="Switch a technique off; repeatable.",
+)
+@click.option(
+    "--surrogate",
+    type=click.Choice(["published", "weighted"]),
+    help="Mean over the K components, or weighted by the mixture.  [default: weighted for tiny, else published]",
+)
+@click.option("--explicit", is_flag=True, help="Ordinary GRPO on written chains, the baseline.")
+@click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
+@shared
+def train(**options: Any) -> None:
+    """Reinforce CHECKPOINT, a model with a latent chain.
+
+    CHECKPOINT is a run folder, a model folder or a hub name; left out, it is the newest run here, which goes on
+    if it was interrupted, or else the embedded tiny model. A model without a latent chain goes through `init` first.
+    """
+    from lgrpo import commands
+
+    commands.train(**options)
+
+
+@main.command()
+@click.argument("problem", required=False)
+@click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
+@click.option("-n", "--samples", type=click.IntRange(1, 1024), default=1, show_default=True, help="Answers to draw.")
+@click.option("--explore", is_flag=True, help="Noise on the latent chain, as in training.")
+@click.option("--temperature", type=click.FloatRange(0), help="Of the answer's tokens.  [default: 0.6, published]")
+@click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
+@click.option("--chain/--no-chain", default=True, help="Show the latent chain on stderr.  [default: show]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.")
+@shared
+def sample(**options: Any) -> None:
+    """Ask a model PROBLEM (or what comes on stdin): the answer on stdout, the latent chain on stderr."""
+    from lgrpo import commands
+
+    commands.sample(**options)
+
+
+@main.command(name="eval")
+@click.argument("checkpoints", nargs=-1)
+@click.option("--data", help=DATA_HELP)
+@click.option("--limit", type=click.IntRange(1), help="Problems at most.  [default: 500 of arithmetic, else all]")
+@click.option("--runs", type=click.IntRange(1), help="Noise-free runs a problem.  [default: 5; 4 for `high`]")
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    help="Rollouts with noise a problem, for pass@k; 0 leaves it out.",
+)
+@click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; a list for several checkpoints.")
+@shared
+def evaluate(**options: Any) -> None:
+    """Score CHECKPOINTS: Pass@1 without noise, pass@k with noise, lengths of latent and explicit part.
+
+    Each is a run folder, a model folder or a hub name; left out, it is the newest run here. Explicit models are
+    scored too.
+    """
+    from lgrpo import commands
+
+    commands.evaluate(**options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Drawing groups of rollouts that teach something (docs/method.md, 4, dynamic sampling)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from lgrpo import noise
+from lgrpo.engine import Engine
+from lgrpo.plan import TrainSettings
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.rollout import Request, Rollout
+
+
+class Grader(Protocol):
+    """Anything that scores responses: `verify.Verifier`."""
+
+    def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
+        """One reward a response, 1.0 where its boxed answer is equivalent to the reference."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One problem and its G rollouts."""
+
+    problem: Problem
+    rollouts: list[Rollout]
+    rewards: list[float]  # 1.0 right, 0.0 wrong
+
+    @property
+    def has_signal(self) -> bool:
+        """Rewards differ, so that advantages are not all zero."""
+        return min(self.rewards) != max(self.rewards)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one search for a batch brought."""
+
+    kept: list[Group]  # with signal, at most `batch`
+    seen: list[Group]  # all that were rolled out
+    cursor: int  # prompts drawn in the whole run, after this
+
+
+class Sampler:
+    """Rolls out problems in a seeded order. A draw depends on (seed, cursor) alone."""
+
+    def __init__(
+        self, policy: Policy, engine: Engine, problems: Sequence[Problem], grader: Grader, settings: TrainSettings
+    ):
+        self.policy, self.engine, self.problems = policy, engine, problems
+        self.grader, self.settings = grader, settings
+
+    def collect(self, cursor: int, on_group: Callable[[int], None] | None = None) -> Drawn:
+        """Draw groups from `cursor` on until `batch` have signal or `draws` batches' worth were drawn.
+
+        The size of each further draw follows from how many groups had signal so far.
+        """
+        wanted = self.settings.batch
+        kept: list[Group] = []
+        seen: list[Group] = []
+        for _ in range(self.settings.draws):
+            missing = wanted - len(kept)
+            rate = len(kept) / len(seen) if seen else 1.0
+            size = min(wanted, max(1, round(missing / max(rate, 0.1))))
+            groups = self._roll_out(cursor, size)
+            cursor += size
+            seen += groups
+            kept += [group for group in groups if group.has_signal]
+            if on_group:
+                on_group(min(len(kept), wanted))
+            if len(kept) >= wanted:
+                break
+        return Drawn(kept[:wanted], seen, cursor)
+
+    def _roll_out(self, cursor: int, count: int) -> list[Group]:
+        settings = self.settings
+        places = [self._place(number) for number in range(cursor, cursor + count)]
+        requests = []
+        for epoch, index in places:
+            problem = self.problems[index]
+            prompt = tuple(self.policy.prompt_ids(problem.problem, latent=not settings.explicit))
+            for sample in range(settings.group):
+                key = noise.row_key(settings.seed, problem.key, epoch * settings.group + sample)
+                requests.append(
+                    Request(prompt, key, not settings.explicit, settings.noise_scale, settings.temperature)
+                )
+        rollouts = self.engine.generate(requests)
+        texts = [self.policy.decode(rollout.hard_tokens) for rollout in rollouts]
+        chosen = [self.problems[index] for _, index in places]
+        references = [problem.answer for problem in chosen for _ in range(settings.group)]
+        rewards = self.grader.grade(texts, references)
+        size = settings.group
+        return [
+            Group(problem, rollouts[at : at + size], rewards[at : at + size])
+            for problem, at in zip(chosen, range(0, len(rollouts), size), strict=True)
+        ]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Epoch and problem of the run's n-th draw: each epoch visits all problems in an order of its own."""
+        epoch, place = divmod(number, len(self.problems))
+        if self._order_of != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self._order = torch.randperm(len(self.problems), generator=generator).tolist()
+            self._order_of = epoch
+        return epoch, self._order[place]
+
+    _order_of = -1
+    _order: list[int] = []  # noqa: RUF012 - replaced, never changed in place

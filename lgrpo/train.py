@@ -1,0 +1,164 @@
+"""Latent-GRPO on one device (docs/method.md, 2 to 5): the loop, and nothing else.
+
+1. Roll out groups until the batch is full of prompts whose rewards differ.
+2. Turn rewards into advantages, and these into optimiser steps.
+3. Every few steps score the policy without noise on a held-out slice of the training data, and save it.
+
+The state of a run is the checkpoint's weights, the optimizer's states and two numbers, `step` and `cursor`:
+all randomness is derived from them and the seed, so a run that goes on is the run that never stopped.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from lgrpo import evaluate
+from lgrpo.console import Show
+from lgrpo.engine import Engine
+from lgrpo.groups import Drawn, Grader, Group, Sampler
+from lgrpo.interrupt import StopRequest
+from lgrpo.learner import Learner
+from lgrpo.plan import TrainSettings
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.reading import readable
+from lgrpo.runs import Run
+
+STATE, TENSORS = "train_state.json", "train_state.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0  # batches learnt
+    cursor: int = 0  # prompts drawn
+
+
+def train(
+    policy: Policy,
+    problems: Sequence[Problem],
+    held_out: Sequence[Problem],
+    settings: TrainSettings,
+    grader: Grader,
+    run: Run,
+    show: Show,
+) -> Path:
+    """Train `policy` in place; returns the best checkpoint's folder.
+
+    `problems` fit the recipe's longest prompt. When `run` is resumed, `policy` must be its latest checkpoint.
+    """
+    mode = "explicit" if settings.explicit else "latent"
+    policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k)
+    engine = Engine(
+        policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots
+    )
+    sampler = Sampler(policy, engine, problems, grader, settings)
+    learner = Learner(policy, settings)
+    progress = _resume(run, learner)
+    show.stage("train", settings.steps, progress.step)
+    with StopRequest() as stop:
+        if progress.step == 0 and run.latest() is None:
+            _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
+        while progress.step < settings.steps and not stop:
+            started = time.monotonic()
+            drawn = sampler.collect(progress.cursor)
+            rolled_out = time.monotonic()
+            numbers = learner.learn(drawn.kept) if drawn.kept else {}
+            progress = Progress(progress.step + 1, drawn.cursor)
+            times = {"rollout_s": rolled_out - started, "update_s": time.monotonic() - rolled_out}
+            _report(policy, settings, progress, drawn, {**numbers, **times}, run, show)
+            if progress.step % settings.eval_every == 0 or progress.step == settings.steps or stop:
+                _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
+    if progress.step >= settings.steps:
+        run.finish()
+    best = run.best()
+    assert best is not None
+    return best
+
+
+def _report(
+    policy: Policy,
+    settings: TrainSettings,
+    progress: Progress,
+    drawn: Drawn,
+    numbers: dict[str, float],
+    run: Run,
+    show: Show,
+) -> None:
+    """Numbers of one step: to metrics.jsonl, to the screen, and one sample."""
+    rollouts = [rollout for group in drawn.seen for rollout in group.rollouts]
+    seen = {
+        "reward": fmean(reward for group in drawn.seen for reward in group.rewards),
+        "signal": sum(group.has_signal for group in drawn.seen) / len(drawn.seen),
+        "groups": len(drawn.kept),
+        "latent": fmean(rollout.latent_length for rollout in rollouts),
+        "explicit": fmean(rollout.explicit_length for rollout in rollouts),
+        "invalid": sum(not rollout.valid for rollout in rollouts) / len(rollouts),
+        "positions": sum(rollout.length for rollout in rollouts),
+    }
+    run.log(progress.step, **seen, **numbers)
+    show.step(progress.step, {**seen, **numbers})
+    if not drawn.kept:
+        show.warn(f"step {progress.step}: no group had signal in {len(drawn.seen)} prompts; nothing was learnt")
+    elif len(drawn.kept) < settings.batch:
+        show.warn(f"step {progress.step}: only {len(drawn.kept)} of {settings.batch} groups had signal")
+    group: Group = (drawn.kept or drawn.seen)[-1]
+    rollout = group.rollouts[0]
+    chain, answer = readable(policy, rollout, settings.tau)
+    show.sample(group.problem.problem, chain, answer, group.rewards[0] > 0)
+
+
+def _score_and_save(
+    policy: Policy,
+    engine: Engine,
+    held_out: Sequence[Problem],
+    grader: Grader,
+    settings: TrainSettings,
+    learner: Learner,
+    progress: Progress,
+    run: Run,
+    show: Show,
+) -> None:
+    """Pass@1 without noise on the held-out slice; the checkpoint carries it as its score."""
+    answered = evaluate.answer(
+        policy,
+        engine,
+        held_out,
+        grader,
+        runs=1,
+        noise_scale=0.0,
+        seed=settings.seed,
+        temperature=settings.temperature,
+    )
+    score = evaluate.summarise(answered)
+    run.event("held_out", step=progress.step, **score.as_json("held-out"))
+    show.say(
+        f"step {progress.step}: held-out Pass@1 {score.pass_at_1:.3f} ± {score.pass_at_1_se:.3f}, "
+        f"length {score.latent_length:.1f} latent + {score.explicit_length:.1f} explicit"
+    )
+
+    def write(folder: Path) -> None:
+        policy.save(folder)
+        save_file(learner.optimizer.state(), folder / TENSORS)
+        (folder / STATE).write_text(json.dumps({"step": progress.step, "cursor": progress.cursor}))
+
+    run.save(f"step-{progress.step:06d}", write, score.pass_at_1)
+    run.prune()
+
+
+def _resume(run: Run, learner: Learner) -> Progress:
+    """The state in the run's latest checkpoint, or the start."""
+    latest = run.latest()
+    if latest is None:
+        return Progress()
+    state: dict[str, Any] = json.loads((latest / STATE).read_text())
+    learner.optimizer.load_state(load_file(latest / TENSORS))
+    run.rewind(state["step"])
+    return replace(Progress(), **state)
