@@ -19,6 +19,7 @@ from lgrpo.errors import UserError
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
 CARD = "lgrpo.json"
+DATE = "26 Jul 2024"  # what Llama 3's chat template falls back on where it cannot ask for the time
 PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
     "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 )
@@ -112,7 +113,8 @@ class Policy:
     def prompt_ids(self, problem: str, latent: bool) -> list[int]:
         """Ids of the user turn and the generation prompt; a latent one ends with `<think>` exactly once."""
         turn = [{"role": "user", "content": INSTRUCTION + problem}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        # Llama 3's template writes today's date: the same seed would be another rollout tomorrow.
+        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, date_string=DATE)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         if latent and not text.rstrip().endswith(BEGIN):
             ids += self.begin_ids

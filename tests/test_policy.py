@@ -72,6 +72,16 @@ def test_without_a_chat_template_a_plain_one_is_used_and_saved(tmp_path: Path) -
     assert Policy.load(tmp_path).prompt_ids(PROBLEM, latent=True) == ids
 
 
+def test_a_prompt_does_not_depend_on_the_day() -> None:
+    """Llama 3.2's template writes the date; a resumed run or a second evaluation would see other prompts."""
+    dated = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today Date: {{ date_string }}\n" + models.CHAT
+    )
+    policy = made(models.tokenizer(chat_template=dated))
+    assert policy.tokenizer.decode(policy.prompt_ids("x", latent=False)).startswith("Today Date: 26 Jul 2024\n")
+
+
 def test_the_beginning_of_sequence_comes_once() -> None:
     """A chat template writes it and the tokenizer adds it too: the prompt must not start with two."""
     tokens = models.tokenizer(chat_template="{{ bos_token }}" + models.CHAT)
