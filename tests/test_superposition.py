@@ -139,7 +139,7 @@ def test_exploration_equals_the_reference(sharpness: float, one_sided: bool, sho
     rows, vocabulary, end_id = 12, 200, 5
     logits = torch.randn(rows, vocabulary, dtype=torch.float64) * sharpness
     logits[:6, end_id] = logits[:6].amax(-1) - 0.3  # likely, but not the most probable
-    logits[0, end_id] += 1
+    logits[:3, end_id] += 1
     scales = torch.tensor([0.0, 0.5, 1.0, 2.0]).repeat(3)
     settings = LatentSettings(k=4, tau=1.3, one_sided=one_sided, shortlist=shortlist)
     indices, scores, hard = run(logits.log_softmax(-1), settings, end_id, scales)
@@ -168,8 +168,8 @@ def test_a_flat_distribution_falls_back_to_the_whole_vocabulary() -> None:
 
 
 def test_a_token_just_within_reach_of_the_noise_is_found(drawn: NoiseTable) -> None:
-    """Token 3 is 4.49 nats below the best: 4.5 of noise lifts it to the top. A short list of three never sees it."""
-    probabilities = torch.tensor([0.9, 0.05, 0.05, 0.9 * math.exp(-4.49)])
+    """Token 3 is 4.49 nats below the best: 4.5 of noise lifts it to the top. A short list of three, 3.4 nats deep, misses it."""
+    probabilities = torch.tensor([0.9, 0.03, 0.03, 0.9 * math.exp(-4.49)])
     drawn([-1.5, -1.5, -1.5, 3.0])
     settings = LatentSettings(k=1, shortlist=3, top_p=0.9999)
     indices, _, _ = run((probabilities / probabilities.sum()).log()[None], settings)
