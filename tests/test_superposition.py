@@ -168,7 +168,7 @@ def test_a_flat_distribution_falls_back_to_the_whole_vocabulary() -> None:
 
 
 def test_a_token_just_within_reach_of_the_noise_is_found(drawn: NoiseTable) -> None:
-    """Token 3 is 4.49 nats below the best: 4.5 of noise lifts it to the top. A short list of three, 3.4 nats deep, misses it."""
+    """Token 3 is 4.49 nats below the best: 4.5 of noise lifts it to the top. A list of three misses it."""
     probabilities = torch.tensor([0.9, 0.03, 0.03, 0.9 * math.exp(-4.49)])
     drawn([-1.5, -1.5, -1.5, 3.0])
     settings = LatentSettings(k=1, shortlist=3, top_p=0.9999)
