@@ -10,6 +10,7 @@ and noise follow from the seed and the step.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from lgrpo.latent_sft.examples import Example, encode, order
 from lgrpo.latent_sft.labels import Labels, write_labels
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.latent_sft.walk import walk_part
-from lgrpo.policy import Card, Policy
+from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
@@ -67,7 +68,7 @@ def initialise(
         else:
             stages.resume()
             stages.skip(schedule.stage_1_steps)
-        policy.card = Card("latent", schedule.recipe, schedule.k)
+        policy.card = replace(policy.card, mode="latent", recipe=schedule.recipe, k=schedule.k)
         best = _Best(policy, held_out, schedule, grader, run, show)
 
         def score_and_save(step: int) -> None:

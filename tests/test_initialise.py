@@ -40,7 +40,7 @@ def settings(**changes: Any) -> Schedule:
 
 def base(architecture: str = "llama") -> Policy:
     made = models.policy(architecture, dtype=torch.float32)
-    made.card = Card("explicit")
+    made.card = Card("explicit", data="words.jsonl")
     return made
 
 
@@ -133,12 +133,12 @@ def test_the_result_is_a_latent_checkpoint_and_nothing_else_stays(tmp_path: Path
     with start(tmp_path) as run:
         made = go(run, Recorder())
         assert run.finished
-        assert made.card == Card("latent", "tiny", 3)
+        assert made.card == Card("latent", "tiny", 3, "words.jsonl")
         assert {path.name for path in run.checkpoints()} <= {"walk-000002", "walk-000004"}
         best = run.best()
     assert best is not None
     again = Policy.load(best)
-    assert again.card == Card("latent", "tiny", 3)
+    assert again.card == Card("latent", "tiny", 3, "words.jsonl")
     assert all(torch.equal(a, b) for a, b in zip(weights(made).values(), weights(again).values(), strict=True))
 
 
