@@ -1,0 +1,56 @@
+"""Scores by hand: pass@k, the clustered standard error, lengths and invalid responses."""
+
+from math import sqrt
+
+import pytest
+import torch
+
+from lgrpo.evaluate import Answered, clustered_standard_error, pass_at_k, summarise
+from lgrpo.rollout import LATENT, Rollout
+
+
+def answered(problem: int, run: int, right: bool, tokens: list[int], valid: bool = True) -> Answered:
+    empty = torch.zeros(len(tokens), 2)
+    rollout = Rollout((1,), torch.tensor(tokens), empty.long(), empty, empty[:, 0], valid)
+    return Answered(problem, run, rollout, "", right)
+
+
+@pytest.mark.parametrize(
+    ("samples", "correct", "k", "expected"),
+    [(4, 1, 1, 0.25), (4, 1, 2, 0.5), (4, 2, 2, 5 / 6), (4, 0, 4, 0.0), (4, 1, 4, 1.0), (8, 3, 4, 1 - 5 / 70)],
+)
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(
+    samples: int, correct: int, k: int, expected: float
+) -> None:
+    assert pass_at_k(samples, correct, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_runs_of_one_problem_are_one_piece_of_evidence() -> None:
+    """Four problems, right always, never, always, never: se = sqrt(1/3) / 2, however many runs."""
+    assert clustered_standard_error([1.0, 0.0, 1.0, 0.0]) == pytest.approx(sqrt(1 / 3) / 2, abs=1e-12)
+    score = summarise([answered(p, r, p % 2 == 0, [5]) for p in range(4) for r in range(10)])
+    assert (score.problems, score.runs, score.pass_at_1) == (4, 10, 0.5)
+    assert score.pass_at_1_se == pytest.approx(sqrt(1 / 3) / 2, abs=1e-12)
+
+
+def test_lengths_are_means_over_valid_responses_with_latent_and_explicit_apart() -> None:
+    score = summarise(
+        [
+            answered(0, 0, True, [LATENT, LATENT, 7, 8]),
+            answered(1, 0, True, [LATENT, 7, 8, 9]),
+            answered(2, 0, False, [LATENT] * 50, valid=False),
+        ]
+    )
+    assert (score.latent_length, score.explicit_length, score.length) == (1.5, 2.5, 4.0)
+    assert score.invalid == pytest.approx(1 / 3)
+
+
+def test_pass_at_k_comes_from_the_explored_samples_only() -> None:
+    score = summarise([answered(0, 0, True, [5])], [answered(0, r, r == 0, [5]) for r in range(4)])
+    assert score.pass_at_1 == 1.0
+    assert score.pass_at_k == {1: 0.25, 2: 0.5, 4: 1.0}
+
+
+def test_a_score_without_any_valid_response_is_all_zeros_but_invalid() -> None:
+    score = summarise([answered(0, 0, False, [LATENT], valid=False)])
+    assert (score.pass_at_1, score.length, score.invalid) == (0.0, 0.0, 1.0)

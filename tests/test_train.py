@@ -1,0 +1,158 @@
+"""The loop of reinforcement: what a run saves, and that going on is never another run."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lgrpo import arithmetic, tiny
+from lgrpo.console import Show
+from lgrpo.groups import Sampler
+from lgrpo.plan import Setting, TrainSettings, train_settings
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.runs import Run
+from lgrpo.train import train
+
+PROBLEMS = list(itertools.islice(arithmetic.draw("train", 3), 12))
+
+
+class Parity:
+    """Rewards that differ within a group, whatever an untrained chain says: by the text's bytes and the problem."""
+
+    def __init__(self, pattern: str = "parity"):
+        self.pattern = pattern
+
+    def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
+        if self.pattern == "never":
+            return [0.0] * len(responses)
+        return [float((number + len(text)) % 2) for number, text in enumerate(responses)]
+
+
+def settings(**changes: object) -> TrainSettings:
+    base, _ = train_settings(Setting("recipe", "tiny", ""), k=4, device="cpu", group=4)
+    small = replace(base, batch=3, update_batch=2, steps=4, max_response=6, eval_every=2, draws=3, slots=16, lr=1e-3)
+    return replace(small, **changes)  # type: ignore[arg-type]
+
+
+def run_to(folder: Path, steps: int, grader: Parity | None = None, **changes: object) -> Path:
+    """Train, or go on, as the command does; returns the latest checkpoint."""
+    with Run.start(folder, "train", [], identity={"seed": 0}) as run, Show() as show:
+        policy = Policy.load(run.latest() or tiny.MODEL)
+        train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=steps, **changes), grader or Parity(), run, show)
+        latest = run.latest()
+        assert latest is not None
+        return latest
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "train_state.safetensors")}
+
+
+def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
+    whole = run_to(tmp_path / "whole", 4)
+    run_to(tmp_path / "halves", 2)
+    halves = run_to(tmp_path / "halves", 4)
+    ours, theirs = weights(halves), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert json.loads((halves / "train_state.json").read_text()) == json.loads((whole / "train_state.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_training_changes_the_weights_but_not_embedding_and_head(tmp_path: Path) -> None:
+    before, after = load_file(tiny.MODEL / "model.safetensors"), load_file(run_to(tmp_path, 2) / "model.safetensors")
+    frozen = [name for name in after if torch.equal(before[name].float(), after[name])]
+    assert frozen == ["model.embed_tokens.weight"]
+
+
+def test_the_starting_point_is_scored_and_kept_when_nothing_beats_it(tmp_path: Path) -> None:
+    run_to(tmp_path, 2, Parity("never"))
+    with Run.open(tmp_path) as run:
+        best = run.best()
+        assert best is not None
+        assert best.name == "step-000000"
+
+
+def test_a_run_without_any_signal_ends_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latest = run_to(tmp_path, 1, Parity("never"))
+    assert "no group had signal in 9 prompts" in capsys.readouterr().err
+    before = load_file(tiny.MODEL / "model.safetensors")
+    after = load_file(latest / "model.safetensors")
+    assert all(torch.equal(before[name].float(), after[name]) for name in after)
+
+
+def test_the_checkpoint_is_an_ordinary_folder_with_a_latent_card(tmp_path: Path) -> None:
+    import transformers
+
+    latest = run_to(tmp_path, 1)
+    assert transformers.AutoModelForCausalLM.from_pretrained(latest).config.model_type == "llama"
+    card = json.loads((latest / "lgrpo.json").read_text())
+    assert (card["mode"], card["recipe"], card["k"]) == ("latent", "tiny", 4)
+
+
+def test_an_explicit_run_writes_ordinary_tokens_only(tmp_path: Path) -> None:
+    run_to(tmp_path, 1, explicit=True, first_token=False)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["latent"] == 0
+    assert line["explicit"] > 0
+
+
+def sampler(pattern: Sequence[bool], **changes: object) -> Sampler:
+    """A real sampler whose grader gives the n-th prompt differing rewards where `pattern` says so."""
+    from lgrpo.engine import Engine
+
+    chosen = settings(**changes)
+    policy = Policy.load(tiny.MODEL)
+    engine = Engine(policy, chosen.latent_settings, chosen.text_settings, chosen.max_response, chosen.slots)
+    seen = itertools.count()
+
+    class Grader:
+        def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
+            out: list[float] = []
+            for _ in range(len(responses) // chosen.group):
+                out += [float(pattern[next(seen) % len(pattern)])] + [0.0] * (chosen.group - 1)
+            return out
+
+    return Sampler(policy, engine, PROBLEMS, Grader(), chosen)
+
+
+def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
+    drawn = sampler([True, False], draws=9).collect(0)
+    assert len(drawn.kept) == 3
+    assert all(group.has_signal for group in drawn.kept)
+    assert drawn.cursor == len(drawn.seen) > 3
+
+
+def test_the_search_for_signal_ends_after_the_allowed_draws() -> None:
+    drawn = sampler([False], draws=5).collect(0)
+    assert drawn.kept == []
+    assert drawn.cursor == 5 * 3
+
+
+def test_an_epoch_visits_every_problem_once_and_draws_new_noise_in_the_next() -> None:
+    one = sampler([True], batch=12, draws=1, noise_scale=1.0)
+    first, second = one.collect(0), one.collect(12)
+    assert {g.problem for g in first.kept} == set(PROBLEMS) == {g.problem for g in second.kept}
+    by_problem = {g.problem: g.rollouts for g in second.kept}
+    same = [torch.equal(g.rollouts[0].scores[:1], by_problem[g.problem][0].scores[:1]) for g in first.kept]
+    assert not any(same)
+
+
+def test_a_draw_depends_on_the_cursor_alone() -> None:
+    straight, fresh = sampler([True]), sampler([True])
+    straight.collect(0)
+    ours, theirs = straight.collect(3), fresh.collect(3)
+    assert [g.problem for g in ours.kept] == [g.problem for g in theirs.kept]
+    for mine, other in zip(ours.kept, theirs.kept, strict=True):
+        assert all(torch.equal(a.scores, b.scores) for a, b in zip(mine.rollouts, other.rollouts, strict=True))
+
+
+def test_problems_of_one_text_with_one_seed_share_their_key_and_nothing_else_does() -> None:
+    assert Problem("a", "1").key == Problem("a", "2").key != Problem("b", "1").key
