@@ -107,9 +107,8 @@ class Optimizer:
 
 def _norm(grads: list[Tensor]) -> Tensor:
     """Norm of all gradients together, in float32: in bfloat16 it would carry three digits."""
-    return torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads])
-    )
+    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in grads]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _sample(tensor: Tensor) -> Tensor:
