@@ -150,13 +150,15 @@ def _train(
         ) as run,
         console.Show() as show,
     ):
+        initial = None
         if run.resumed and (latest := run.latest()):
+            initial = policy if settings.kl else None
             policy = Policy.load(latest, where.value)
             show.say(f"going on with {out} from {latest.name}")
         policy.card = replace(policy.card, data=data_source)
         show.plan(_plan(chosen, where, data_source, train_set, held_out, rows))
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions")
-        learn(policy, train_set, held_out, settings, grader, run, show)
+        learn(policy, train_set, held_out, settings, grader, run, show, initial)
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
         again = "" if run.finished else "stopped; `lgrpo train` goes on from here. "

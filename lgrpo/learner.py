@@ -28,7 +28,8 @@ class _Micro:
 class Learner:
     """Holds the optimizer, and the initial policy where the KL needs it."""
 
-    def __init__(self, policy: Policy, settings: TrainSettings):
+    def __init__(self, policy: Policy, settings: TrainSettings, initial: Policy | None = None):
+        """`initial`: what the KL is taken to, where `policy` has already moved on from it."""
         self.policy, self.settings = policy, settings
         for parameter in policy.model.parameters():
             parameter.requires_grad_(False)
@@ -37,8 +38,8 @@ class Learner:
             parameter.requires_grad_(True)
         self.reference = None
         if settings.kl:
-            model = copy.deepcopy(policy.model).requires_grad_(False)
-            self.reference = Policy(model, policy.tokenizer, policy.card, policy.name)
+            model = copy.deepcopy(policy.model) if initial is None else initial.model
+            self.reference = Policy(model.requires_grad_(False), policy.tokenizer, policy.card, policy.name)
         self.optimizer = Optimizer(
             trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm
         )
@@ -53,11 +54,11 @@ class Learner:
         advantages = self._advantages(groups, rollouts)
         minis = [self._prepare(rollouts, numbers) for numbers in self._minibatches(groups)]
         group = torch.tensor([place for place, g in enumerate(groups) for _ in g.rollouts])
-        mean_logprob = torch.zeros(len(rollouts))
+        mean_logprob = torch.zeros(len(rollouts), dtype=torch.float64)
         gap, count = 0.0, 0
         for micro in (micro for mini in minis for micro in mini):
             lengths = micro.batch.mask.sum(1)
-            mean_logprob[micro.numbers] = ((micro.old * micro.batch.mask).sum(1) / lengths).float().cpu()
+            mean_logprob[micro.numbers] = ((micro.old * micro.batch.mask).sum(1) / lengths).double().cpu()
             for row, number in enumerate(micro.numbers):
                 seen = rollouts[number].logprob
                 gap += float((micro.old[row, : len(seen)].cpu() - seen).abs().sum())

@@ -49,10 +49,12 @@ def train(
     grader: Grader,
     run: Run,
     show: Show,
+    initial: Policy | None = None,
 ) -> Path:
     """Train `policy` in place; returns the best checkpoint's folder.
 
-    `problems` fit the recipe's longest prompt. When `run` is resumed, `policy` must be its latest checkpoint.
+    `problems` fit the recipe's longest prompt. When `run` is resumed, `policy` must be its latest checkpoint and
+    `initial` the policy the run began with, which the KL refers to.
     """
     mode = "explicit" if settings.explicit else "latent"
     policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k)
@@ -60,7 +62,7 @@ def train(
         policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots
     )
     sampler = Sampler(policy, engine, problems, grader, settings)
-    learner = Learner(policy, settings)
+    learner = Learner(policy, settings, initial)
     progress = _resume(run, learner)
     show.stage("train", settings.steps, progress.step)
     with StopRequest() as stop:
