@@ -1,0 +1,155 @@
+"""One batch of groups against the plain reference: advantages, selection, loss and gradient together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import models
+import pytest
+import reference
+import torch
+from models import LATENTS, LIMIT, TEXTS, engine, prompt
+from torch import Tensor
+
+from lgrpo import noise, objective
+from lgrpo.groups import Group
+from lgrpo.learner import Learner
+from lgrpo.optimizer import StepReport
+from lgrpo.plan import TrainSettings
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.rollout import Request, Rollout
+
+SIZE = 4  # rollouts a group
+SETTINGS = TrainSettings(
+    recipe="tiny", explicit=False, seed=0, steps=1, batch=4, update_batch=4, group=SIZE, draws=1, max_prompt=99,
+    max_response=LIMIT, k=LATENTS.k, tau=1.0, noise_scale=1.0, one_sided=True, noise_top_p=0.95,
+    temperature=TEXTS.temperature, top_p=TEXTS.top_p, top_k=TEXTS.top_k, surrogate="published", mask_invalid=True,
+    keep_invalid_in_statistics=False, first_token=True, clip=0.2, dual_clip=3.0, kl=0.0, lr=1e-3, weight_decay=0.01,
+    max_grad_norm=1.0, held_out=1, eval_every=1, slots=64, micro_tokens=10_000,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    models.compute_in_float64(monkeypatch)
+
+
+def drawn(policy: Policy, count: int = 4) -> list[Group]:
+    """Groups with invalid rollouts, prompts of different lengths, and rewards that differ."""
+    groups = []
+    for number in range(count):
+        requests = [Request(prompt(7 + number), noise.row_key(2, number, n)) for n in range(SIZE)]
+        rollouts = engine(policy).generate(requests)
+        rewards = [1.0, 0.0, 1.0, 1.0] if number % 2 else [0.0, 1.0, 1.0, 0.0]
+        groups.append(Group(Problem(f"problem {number}", "1"), rollouts, rewards))
+    return groups
+
+
+def learn(policy: Policy, groups: Sequence[Group], **changes: Any) -> tuple[dict[str, float], list[Tensor]]:
+    """Numbers of one batch and the gradient each optimiser step was given; weights stay as they are."""
+    learner = Learner(policy, replace(SETTINGS, **changes))
+    given: list[Tensor] = []
+
+    def step() -> StepReport:
+        given.append(torch.cat([p.grad.flatten() for p in policy.trainable() if p.grad is not None]))
+        learner.optimizer.clear()
+        return StepReport(1.0, 1.0, False)
+
+    learner.optimizer.step = step  # type: ignore[method-assign]
+    return learner.learn(groups), given
+
+
+def expected_gradient(
+    policy: Policy, groups: Sequence[Group], keep_invalid: bool, mask_invalid: bool, first_token: bool
+) -> Tensor:
+    """At ratio 1 the gradient is that of -sum(advantage * logprob) / positions, over plain forward passes."""
+    rollouts: list[Rollout] = [rollout for group in groups for rollout in group.rollouts]
+    labels = [number for number, group in enumerate(groups) for _ in group.rollouts]
+    rewards = [reward for group in groups for reward in group.rewards]
+    valid = [rollout.valid or not mask_invalid for rollout in rollouts]
+    advantages = reference.group_advantages(rewards, valid, labels, keep_invalid)
+    scored = [reference.rescore(policy, rollout, 1.0, TEXTS.temperature) for rollout in rollouts]
+    means = [sum(float(x.detach()) for x in row) / len(row) for row in scored]
+    keeps = reference.first_token_winners(advantages, means, labels)
+    total = torch.zeros((), dtype=torch.float64)
+    for advantage, kept, row in zip(advantages, keeps, scored, strict=True):
+        for at, logprob in enumerate(row):
+            if at > 0 or kept or not first_token:
+                total = total - advantage * logprob
+    loss = total / sum(map(len, scored))
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, policy.trainable())])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"keep_invalid_in_statistics": True}, {"mask_invalid": False}, {"first_token": False}]
+)
+def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, bool]) -> None:
+    """Each technique on and off, by plain loops: no packing, no micro-batches, no cache."""
+    policy = models.policy("qwen2")
+    groups = drawn(policy)
+    validity = [rollout.valid for group in groups for rollout in group.rollouts]
+    assert {True, False} == set(validity)
+    _, (gradient,) = learn(policy, groups, **changes)
+    settings = replace(SETTINGS, **changes)
+    expected = expected_gradient(
+        policy, groups, settings.keep_invalid_in_statistics, settings.mask_invalid, settings.first_token
+    )
+    assert float(expected.norm()) > 1e-3
+    assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)  # advantages are float32
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 150, 300])
+def test_the_micro_batch_size_changes_neither_loss_nor_gradient(micro_tokens: int) -> None:
+    policy = models.policy("qwen2")
+    groups = drawn(policy)
+    whole, (expected,) = learn(policy, groups, kl=0.1)
+    parts, (gradient,) = learn(policy, groups, kl=0.1, micro_tokens=micro_tokens)
+    assert parts == pytest.approx(whole, abs=1e-12)
+    assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_optimiser_step_has_ratio_one_and_later_ones_keep_their_old_log_probabilities(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()  # as it is used: float32 throughout
+    policy = models.policy("qwen2", torch.float32)
+    groups = drawn(policy)
+    seen: list[tuple[Tensor, Tensor]] = []
+    loss = objective.ppo_loss
+
+    def spy(logprob: Tensor, old: Tensor, *rest: Any) -> Tensor:
+        seen.append((logprob.detach().clone(), old.clone()))
+        return loss(logprob, old, *rest)
+
+    monkeypatch.setattr(objective, "ppo_loss", spy)
+    numbers = Learner(policy, replace(SETTINGS, update_batch=2, lr=1e-2)).learn(groups)
+    assert len(seen) == 2
+    assert torch.equal(*seen[0])
+    assert float((seen[1][0] - seen[1][1]).abs().max()) > 1e-3
+    assert numbers["rollout_gap"] < 1e-5  # the old ones are of the policy that made the rollouts
+    assert numbers["moved"] > 0.99
+
+
+def test_the_kl_is_taken_to_the_initial_policy_when_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed learner is given a policy that has moved; its KL must not start again at 0."""
+    monkeypatch.undo()
+    straight, resumed, initial = (models.policy("qwen2", torch.float32) for _ in range(3))
+    groups, settings = drawn(initial), replace(SETTINGS, kl=0.1, lr=3e-3)
+    whole = Learner(straight, settings)
+    assert whole.learn(groups)["kl"] == 0
+    expected = whole.learn(groups)["kl"]
+    assert expected > 1e-4
+    Learner(resumed, settings).learn(groups)
+    assert Learner(resumed, settings, initial).learn(groups)["kl"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "smollm"])
+def test_only_the_trained_weights_move(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    policy = models.policy(architecture, torch.float32)
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    groups = [replace(group, rewards=[1.0, 0.0, 0.0, 1.0]) for group in drawn(policy)]
+    Learner(policy, replace(SETTINGS, mask_invalid=False)).learn(groups)
+    for name, weight in policy.model.state_dict().items():
+        assert torch.equal(weight, before[name]) == ("embed" in name or "head" in name), name
