@@ -72,8 +72,10 @@ def main() -> None:
 @main.command()
 @click.argument("base", required=False)
 @training
-@click.option("--steps", type=click.IntRange(1), help="Steps of the last stage.  [default: from the recipe]")
-@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="Its peak learning rate.  [default: recipe]")
+@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of all stages together.  [default: recipe]")
+@click.option(
+    "--lr", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate of the last stage.  [default: recipe]"
+)
 @click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
 @shared
 def init(**options: Any) -> None:

@@ -49,7 +49,7 @@ def init(
     like, _ = plan.train_settings(chosen, k=policy.card.k, device=where.value)
     settings, rows = schedule(
         chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value, seed=seed,
-        walk_steps=steps, walk_lr=lr,
+        steps=steps, walk_lr=lr,
     )  # fmt: skip
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out = hold_out(problems, settings.held_out, seed)

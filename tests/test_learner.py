@@ -84,7 +84,7 @@ def expected_gradient(
 @pytest.mark.parametrize(
     "changes", [{}, {"keep_invalid_in_statistics": True}, {"mask_invalid": False}, {"first_token": False}]
 )
-def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, bool]) -> None:
+def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, Any]) -> None:
     """Each technique on and off, by plain loops: no packing, no micro-batches, no cache."""
     policy = models.policy("qwen2")
     groups = drawn(policy)

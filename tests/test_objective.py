@@ -1,6 +1,7 @@
 """Advantages, first-token selection, PPO and KL against hand-worked numbers and the plain reference."""
 
 import math
+from typing import Any
 
 import pytest
 import reference
@@ -114,7 +115,7 @@ def test_first_token_selection_equals_the_reference() -> None:
 # --- PPO -----------------------------------------------------------------------------------------------------------
 
 
-def one(ratio: float, advantage: float, **options: float) -> tuple[float, float]:
+def one(ratio: float, advantage: float, **options: Any) -> tuple[float, float]:
     """Loss of a single position at this ratio, and its gradient with respect to the log-probability."""
     logprob = torch.tensor([[math.log(ratio)]], dtype=f64, requires_grad=True)
     loss = ppo_loss(logprob, torch.zeros_like(logprob), tensor(advantage)[None], flags(1)[None], **options)

@@ -58,6 +58,7 @@ class Schedule:
         return self.warm_up_steps + self.encoder_steps + self.decoder_steps + self.joint_steps
 
 
+_PARTS = ("warm_up_steps", "encoder_steps", "decoder_steps", "joint_steps", "walk_steps")
 _PAPER = "published"
 _SHARED: dict[str, tuple[Any, str]] = {
     "lr_warm_up": (0.05, _PAPER),
@@ -134,11 +135,19 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
 
 
 def schedule(
-    recipe: str, *, max_prompt: int, max_response: int, device: str, seed: int = 0, **chosen: Any
+    recipe: str,
+    *,
+    max_prompt: int,
+    max_response: int,
+    device: str,
+    seed: int = 0,
+    steps: int | None = None,
+    **chosen: Any,
 ) -> tuple[Schedule, list[tuple[str, Any, str]]]:
     """The settings of `init`, and the plan that explains them as (name, value, reason).
 
-    max_prompt and max_response are those of the recipe's reinforcement. `chosen` overrides single settings; None leaves
+    max_prompt and max_response are those of the recipe's reinforcement. `steps` is the sum over all parts, which share
+    it as in the recipe. `chosen` overrides single settings; None leaves
     one alone. Raises UserError on a value out of range.
     """
     table = dict(_RECIPES[recipe])
@@ -149,6 +158,11 @@ def schedule(
     cuda = device.startswith("cuda")
     table["slots"] = (256, "keeps a GPU busy") if cuda else (256, "fills two cores")
     table["micro_tokens"] = (8192, "from the device") if cuda else (2048, "fits a CPU's cache")
+    if steps is not None:
+        whole = sum(table[part][0] for part in _PARTS)
+        for part in _PARTS:
+            table[part] = (round(table[part][0] * steps / whole), f"its share of your {steps} steps")
+        table["walk_steps"] = (max(1, table["walk_steps"][0]), table["walk_steps"][1])
     for name, value in chosen.items():
         if value is not None:
             table[name] = (value, "you set it")
