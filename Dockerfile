@@ -2,7 +2,7 @@
 #   docker run --rm -it --gpus all -v "$PWD/runs:/data/runs" -v "$HOME/.cache/huggingface:/cache/huggingface" lgrpo train
 #
 # Leave out --gpus for a CPU; add --user "$(id -u):$(id -g)" to own the files in runs/, -e HF_HUB_OFFLINE=1 for no network.
-# A smaller image without CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+# A smaller image without CUDA: --build-arg PIP_OPTIONS="--index-url INDEX", INDEX being PyTorch's for CPU wheels.
 FROM python:3.12-slim
 
 # Wheels only: a package without one is an error here, not a compiler's business. PyPI's torch brings CUDA with it.
@@ -15,11 +15,11 @@ ENV PIP_ONLY_BINARY=:all: \
 # Dependencies first, in a layer that code does not touch: it is rebuilt when pyproject.toml changes, and only then.
 WORKDIR /src
 COPY pyproject.toml ./
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG PIP_OPTIONS=
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb')); \
 print(*project['project']['dependencies'], *project['project']['optional-dependencies']['parquet'], \
 *project['build-system']['requires'], sep='\n')" > /tmp/requirements.txt \
- && pip install --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -r /tmp/requirements.txt \
+ && pip install $PIP_OPTIONS -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
 
 COPY README.md LICENSE ./
