@@ -46,9 +46,11 @@ def drawn(policy: Policy, count: int = 4) -> list[Group]:
     return groups
 
 
-def learn(policy: Policy, groups: Sequence[Group], **changes: Any) -> tuple[dict[str, float], list[Tensor]]:
+def learn(
+    policy: Policy, groups: Sequence[Group], initial: Policy | None = None, **changes: Any
+) -> tuple[dict[str, float], list[Tensor]]:
     """Numbers of one batch and the gradient each optimiser step was given; weights stay as they are."""
-    learner = Learner(policy, replace(SETTINGS, **changes))
+    learner = Learner(policy, replace(SETTINGS, **changes), initial)
     given: list[Tensor] = []
 
     def step() -> StepReport:
@@ -101,12 +103,26 @@ def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("micro_tokens", [1, 150, 300])
 def test_the_micro_batch_size_changes_neither_loss_nor_gradient(micro_tokens: int) -> None:
-    policy = models.policy("qwen2")
+    """With a KL that is far from 0: its mean is over the positions of the whole batch too."""
+    policy, initial = models.policy("qwen2"), models.policy("qwen2", seed=1)
     groups = drawn(policy)
-    whole, (expected,) = learn(policy, groups, kl=0.1)
-    parts, (gradient,) = learn(policy, groups, kl=0.1, micro_tokens=micro_tokens)
+    whole, (expected,) = learn(policy, groups, initial, kl=0.1)
+    parts, (gradient,) = learn(policy, groups, initial, kl=0.1, micro_tokens=micro_tokens)
     assert parts == pytest.approx(whole, abs=1e-12)
     assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_kl_is_a_mean_over_all_positions() -> None:
+    policy, initial = models.policy("qwen2"), models.policy("qwen2", seed=1)
+    groups = drawn(policy, 2)
+    terms = []
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        pairs = zip(*(reference.rescore(p, rollout, 1.0, TEXTS.temperature) for p in (policy, initial)), strict=True)
+        terms += [reference.kl(float(ours.detach()), float(theirs.detach())) for ours, theirs in pairs]
+    numbers, _ = learn(policy, groups, initial, kl=0.1)
+    assert numbers["kl"] == pytest.approx(sum(terms) / len(terms), abs=1e-9)
+    plain, _ = learn(policy, groups)
+    assert numbers["loss"] == pytest.approx(plain["loss"] + 0.1 * numbers["kl"], abs=1e-9)
 
 
 def test_the_first_optimiser_step_has_ratio_one_and_later_ones_keep_their_old_log_probabilities(
