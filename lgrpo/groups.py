@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from lgrpo import noise
+from lgrpo import noise, objective
 from lgrpo.engine import Engine
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
@@ -29,10 +30,9 @@ class Group:
     rollouts: list[Rollout]
     rewards: list[float]  # 1.0 right, 0.0 wrong
 
-    @property
-    def has_signal(self) -> bool:
-        """Rewards differ, so that advantages are not all zero."""
-        return min(self.rewards) != max(self.rewards)
+    def has_signal(self, settings: TrainSettings) -> bool:
+        """Rewards differ, and not only between rollouts that count and those that are masked."""
+        return min(self.rewards) != max(self.rewards) and bool(advantages_of([self], settings).any())
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class Drawn:
     kept: list[Group]  # with signal, at most `batch`
     seen: list[Group]  # all that were rolled out
     cursor: int  # prompts drawn in the whole run, after this
+
+
+def advantages_of(groups: Sequence[Group], settings: TrainSettings) -> Tensor:
+    """Advantages [N] of all rollouts of all groups, in order (docs/method.md, 4)."""
+    rewards = torch.tensor([reward for group in groups for reward in group.rewards])
+    valid = torch.tensor([rollout.valid or not settings.mask_invalid for g in groups for rollout in g.rollouts])
+    return objective.group_advantages(rewards, valid, group_numbers(groups), settings.keep_invalid_in_statistics)
+
+
+def group_numbers(groups: Sequence[Group]) -> Tensor:
+    """Which group each rollout is of: int64 [N]."""
+    return torch.tensor([number for number, group in enumerate(groups) for _ in group.rollouts])
 
 
 class Sampler:
@@ -68,7 +80,7 @@ class Sampler:
             groups = self._roll_out(cursor, size)
             cursor += size
             seen += groups
-            kept += [group for group in groups if group.has_signal]
+            kept += [group for group in groups if group.has_signal(self.settings)]
             if on_group:
                 on_group(min(len(kept), wanted))
             if len(kept) >= wanted:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import objective, scoring
-from lgrpo.groups import Group
+from lgrpo.groups import Group, advantages_of, group_numbers
 from lgrpo.optimizer import Optimizer
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
@@ -51,9 +51,8 @@ class Learner:
         optimiser step has ratio 1 exactly.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        advantages = self._advantages(groups, rollouts)
+        advantages = advantages_of(groups, self.settings)
         minis = [self._prepare(rollouts, numbers) for numbers in self._minibatches(groups)]
-        group = torch.tensor([place for place, g in enumerate(groups) for _ in g.rollouts])
         mean_logprob = torch.zeros(len(rollouts), dtype=torch.float64)
         gap, count = 0.0, 0
         for micro in (micro for mini in minis for micro in mini):
@@ -65,7 +64,7 @@ class Learner:
                 count += len(seen)
         keeps = torch.ones(len(rollouts), dtype=torch.bool)
         if self.settings.first_token:
-            keeps = objective.first_token_winners(advantages, mean_logprob, group)
+            keeps = objective.first_token_winners(advantages, mean_logprob, group_numbers(groups))
 
         totals = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0, "grad_norm": 0.0, "moved": 0.0, "skipped": 0.0}
         for mini in minis:
@@ -74,14 +73,6 @@ class Learner:
         numbers = {name: value / len(minis) for name, value in totals.items()}
         numbers["skipped"] = totals["skipped"]
         return {**numbers, "rollout_gap": gap / max(count, 1)}
-
-    def _advantages(self, groups: Sequence[Group], rollouts: Sequence[Rollout]) -> Tensor:
-        rewards = torch.tensor([reward for group in groups for reward in group.rewards])
-        valid = torch.tensor([rollout.valid for rollout in rollouts])
-        if not self.settings.mask_invalid:
-            valid = torch.ones_like(valid)
-        group = torch.tensor([place for place, g in enumerate(groups) for _ in g.rollouts])
-        return objective.group_advantages(rewards, valid, group, self.settings.keep_invalid_in_statistics)
 
     def _minibatches(self, groups: Sequence[Group]) -> list[list[int]]:
         """Rollout numbers of each optimiser step: `update_batch` groups, in order."""

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from lgrpo import arithmetic, tiny
 from lgrpo.console import Show
-from lgrpo.groups import Sampler
+from lgrpo.groups import Group, Sampler
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
+from lgrpo.rollout import Rollout
 from lgrpo.runs import Run
 from lgrpo.train import train
 
@@ -37,6 +38,7 @@ class Parity:
 def settings(**changes: object) -> TrainSettings:
     base, _ = train_settings(Setting("recipe", "tiny", ""), k=4, device="cpu", group=4)
     small = replace(base, batch=3, update_batch=2, steps=4, max_response=6, eval_every=2, draws=3, slots=16, lr=1e-3)
+    small = replace(small, mask_invalid=False)  # an untrained chain never ends, and should teach all the same
     return replace(small, **changes)  # type: ignore[arg-type]
 
 
@@ -126,7 +128,7 @@ def sampler(pattern: Sequence[bool], **changes: object) -> Sampler:
 def test_groups_without_signal_are_replaced_until_the_batch_is_full() -> None:
     drawn = sampler([True, False], draws=9).collect(0)
     assert len(drawn.kept) == 3
-    assert all(group.has_signal for group in drawn.kept)
+    assert all(group.has_signal(settings()) for group in drawn.kept)
     assert drawn.cursor == len(drawn.seen) > 3
 
 
@@ -134,6 +136,20 @@ def test_the_search_for_signal_ends_after_the_allowed_draws() -> None:
     drawn = sampler([False], draws=5).collect(0)
     assert drawn.kept == []
     assert drawn.cursor == 5 * 3
+
+
+def test_rewards_that_differ_only_from_a_masked_rollout_are_no_signal() -> None:
+    """`high` leaves invalid rollouts out of the statistics: of valid rewards that are all equal nothing is left."""
+    cut_off, ended = (
+        Rollout((1,), torch.tensor([5]), torch.zeros(1, 2).long(), torch.zeros(1, 2), torch.zeros(1), valid)
+        for valid in (False, True)
+    )
+    group = Group(PROBLEMS[0], [cut_off, ended, ended, ended], [0.0, 1.0, 1.0, 1.0])
+    assert not group.has_signal(settings(keep_invalid_in_statistics=False, mask_invalid=True))
+    assert group.has_signal(settings(keep_invalid_in_statistics=True, mask_invalid=True))
+    assert group.has_signal(settings(keep_invalid_in_statistics=False, mask_invalid=False))
+    alone = Group(PROBLEMS[0], [cut_off, cut_off, cut_off, ended], [0.0, 0.0, 0.0, 1.0])
+    assert alone.has_signal(settings(keep_invalid_in_statistics=False, mask_invalid=True))
 
 
 def test_an_epoch_visits_every_problem_once_and_draws_new_noise_in_the_next() -> None:
