@@ -1,4 +1,4 @@
-"""The command line: options, their help, and nothing else. What a command does stands in commands.py.
+"""The command line: options, their help, and nothing else. What a command does stands in commands.py and ask.py.
 
 Importing this file must stay cheap: `lgrpo --help` loads neither torch nor transformers.
 """
@@ -12,6 +12,7 @@ import click
 
 from lgrpo import __version__
 from lgrpo.errors import UserError
+from lgrpo.interrupt import Stopped, terminate_like_ctrl_c
 
 DATA_HELP = (
     "JSON lines, JSON or Parquet file, or a hub name; `arithmetic` is the built-in generator.  "
@@ -23,10 +24,13 @@ class People(click.Group):
     """Prints a UserError as one line and exits with code 2, as click does with wrong options."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        terminate_like_ctrl_c()
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise click.UsageError(str(error), ctx=None) from None
+        except Stopped:
+            sys.exit(130)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             sys.exit(130)
@@ -132,9 +136,9 @@ def train(**options: Any) -> None:
 @shared
 def sample(**options: Any) -> None:
     """Ask a model PROBLEM (or what comes on stdin): the answer on stdout, the latent chain on stderr."""
-    from lgrpo import commands
+    from lgrpo import ask
 
-    commands.sample(**options)
+    ask.sample(**options)
 
 
 @main.command(name="eval")
@@ -158,9 +162,9 @@ def evaluate(**options: Any) -> None:
     Each is a run folder, a model folder or a hub name; left out, it is the newest run here. Explicit models are
     scored too.
     """
-    from lgrpo import commands
+    from lgrpo import ask
 
-    commands.evaluate(**options)
+    ask.evaluate(**options)
 
 
 if __name__ == "__main__":

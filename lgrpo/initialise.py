@@ -24,7 +24,7 @@ from lgrpo.groups import Grader
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.build import build_parts
 from lgrpo.latent_sft.encoder import Encoder
-from lgrpo.latent_sft.examples import Example, encode, order
+from lgrpo.latent_sft.examples import Encoded, Example, encode, order
 from lgrpo.latent_sft.labels import Labels, write_labels
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.latent_sft.walk import walk_part
@@ -54,7 +54,7 @@ def initialise(
     asked to stop.
     """
     examples = _examples(policy, problems, schedule, show)
-    with StopRequest() as stop:
+    with StopRequest(show.say) as stop:
         stages = Stages({"decoder": policy.model}, len(examples), schedule, run, show, stop)
         labels = _load_labels(run)
         if labels is None:
@@ -79,25 +79,39 @@ def initialise(
     return best.finish()
 
 
+def check_examples(policy: Policy, problems: Sequence[Problem], schedule: Schedule) -> None:
+    """Raises UserError where `initialise` would find nothing to learn from; one good problem is enough to know."""
+    if not any(_encode(policy, [problem], schedule).examples for problem in problems):
+        raise _nothing_fits(_encode(policy, problems, schedule), schedule)
+
+
+def _encode(policy: Policy, problems: Sequence[Problem], schedule: Schedule) -> Encoded:
+    return encode(policy, problems, schedule.ratio, schedule.max_prompt, schedule.max_chain, schedule.max_response)
+
+
 def _examples(policy: Policy, problems: Sequence[Problem], schedule: Schedule, show: Show) -> list[Example]:
     """As many examples as stage 2 will visit, in a seeded choice."""
-    encoded = encode(policy, problems, schedule.ratio, schedule.max_prompt, schedule.max_chain, schedule.max_response)
+    encoded = _encode(policy, problems, schedule)
     if encoded.without_chain or encoded.too_long:
         show.say(
             f"{len(encoded.examples)} of {len(problems)} problems can be learnt from; left out: "
             f"{encoded.without_chain} without a chain of thought, {encoded.too_long} too long"
         )
     if not encoded.examples:
-        if encoded.without_chain == len(problems):
-            raise UserError(
-                "no problem has a chain of thought; init needs data with one (a field cot, steps or reasoning)"
-            )
-        raise UserError(
-            f"no problem fits {schedule.max_prompt} positions of prompt, {schedule.max_chain} of chain and "
-            f"{schedule.max_response} of response; choose another --recipe"
-        )
+        raise _nothing_fits(encoded, schedule)
     visited = order(len(encoded.examples), f"init {schedule.seed}", 0)[: schedule.walk_steps * schedule.batch]
     return [encoded.examples[number] for number in visited]
+
+
+def _nothing_fits(encoded: Encoded, schedule: Schedule) -> UserError:
+    if not encoded.too_long:
+        return UserError(
+            "no problem has a chain of thought; init needs data with one (a field cot, steps or reasoning)"
+        )
+    return UserError(
+        f"no problem fits {schedule.max_prompt} positions of prompt, {schedule.max_chain} of chain and "
+        f"{schedule.max_response} of response; choose another --recipe"
+    )
 
 
 def _label(

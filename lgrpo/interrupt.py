@@ -1,13 +1,32 @@
 """Ctrl-C and SIGTERM ask a run to stop at its next safe point; a second one stops it at once."""
 
+import contextlib
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run stopped because it was asked to; everything is saved, and the user knows."""
+
+
+def terminate_like_ctrl_c() -> None:
+    """From now on SIGTERM raises KeyboardInterrupt too: helpers end and the terminal is put back."""
+    with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 class StopRequest:
-    """A context manager that is true once the user, or the container, asked to stop."""
+    """A context manager that is true once the user, or the container, asked to stop. `say` hears of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
         self._asked = False
         self._before: dict[int, object] = {}
 
@@ -15,7 +34,7 @@ class StopRequest:
         return self._asked
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             try:
                 self._before[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: signals are somebody else's
@@ -32,3 +51,6 @@ class StopRequest:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
+        if self._say:
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line
+                self._say("stopping after this step; a second time stops at once, and loses what is not saved yet")

@@ -107,6 +107,11 @@ class Policy:
         return self.embedding.weight.dtype  # type: ignore[return-value]
 
     @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def latent(self) -> bool:
         return self.card.mode == "latent"
 

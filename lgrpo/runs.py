@@ -81,6 +81,7 @@ class Run:
             with _writing(folder):
                 if not overwrite and _refuse(folder, command, same, overwrite):
                     run._go_on()
+                    run.update(settings=_by_name(settings), **facts)  # what the identity leaves free may have changed
                 else:
                     run._begin(command, settings, same, facts)
         except BaseException:
@@ -112,7 +113,7 @@ class Run:
         self.record = {
             "command": command,
             "identity": identity,
-            "settings": {name: {"value": value, "reason": reason} for name, value, reason in settings},
+            "settings": _by_name(settings),
             **facts,
             **this_process(),
             "resumed": [],
@@ -274,6 +275,10 @@ def _refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: boo
                 "choose another --out, or add --overwrite to replace it"
             )
     return True
+
+
+def _by_name(settings: Iterable[tuple[str, Any, str]]) -> dict[str, dict[str, Any]]:
+    return {name: {"value": value, "reason": reason} for name, value, reason in settings}
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -1,21 +1,24 @@
 """What every command needs first: the device, the model, the problems."""
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lgrpo import checkpoints, noise, tiny
+from lgrpo import checkpoints, datafiles, noise, tiny
 from lgrpo.answers import boxed
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
-from lgrpo.problems import Problem, read_problems
+from lgrpo.problems import Problem, hold_out, read_problems
 from lgrpo.rollout import Request
 
 RUNS = Path("runs")
+TINY = "tiny"  # the embedded model, where nothing here has that name
 ARITHMETIC = "arithmetic"
 PROBED = 16  # problems a foreign checkpoint is tried on
 
@@ -27,20 +30,38 @@ def pick_device(asked: str | None) -> Setting:
             return Setting("device", "cuda", f"found {torch.cuda.get_device_name()}")
         return Setting("device", "cpu", f"no GPU found; {torch.get_num_threads()} threads")
     try:
-        torch.zeros(1, device=asked)
+        torch.zeros(1, device=asked).item()  # there and back: `meta` takes it and gives nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"device {asked!r} cannot be used ({reason}); try --device cpu") from error
     return Setting("device", asked, "you set it")
 
 
+def is_tiny(source: str | None) -> bool:
+    """Whether the embedded model is meant: by no name, or by its own where nothing here has it."""
+    return source is None or (source == TINY and not Path(TINY).exists())
+
+
 def load(source: str | None, device: str) -> Policy:
-    """The policy of a run folder, a model folder or a hub name; None is the embedded tiny model."""
-    if source is None:
+    """The policy of a run folder, a model folder or a hub name; None and `tiny` are the embedded model."""
+    _quieten()
+    if source is None or is_tiny(source):
         policy = Policy.load(tiny.MODEL, device)
-        policy.name = "tiny"
+        policy.name, policy.card = TINY, replace(policy.card, data=ARITHMETIC)
         return policy
-    return Policy.load(checkpoints.resolve_checkpoint(source), device)
+    policy = Policy.load(checkpoints.resolve_checkpoint(source), device)
+    policy.name = source
+    return policy
+
+
+def _quieten() -> None:
+    """Keep transformers' notes and the bars of its readers and writers off the screen; downloads keep theirs."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # and, with it, the bars of downloads
+    enable_progress_bars()
 
 
 def newest(commands: Sequence[str] = ("train", "init")) -> Path:
@@ -56,10 +77,10 @@ def problems_for(policy: Policy, data: str | None, split: str, limit: int | None
 
     Raises UserError when neither is known, or when a file is to serve as its own test set.
     """
-    source = data or policy.card.data or (ARITHMETIC if policy.name == "tiny" else None)
+    source = data or policy.card.data
     if source is None:
         raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
-    if split == "test" and data is None and Path(source).is_file():
+    if split == "test" and data is None and Path(source).suffix.lower() in datafiles.TYPES:
         raise UserError(f"{policy.name} was trained on {source}; give --data with problems it has not seen")
     return read_problems(source, split=split, limit=limit), source
 
@@ -72,19 +93,53 @@ def fitting(policy: Policy, problems: Sequence[Problem], max_prompt: int, latent
     return fit, len(problems) - len(fit)
 
 
-def has_latent_chain(policy: Policy, source: str, problems: Sequence[Problem], settings: TrainSettings) -> bool:
+def set_aside(
+    problems: Sequence[Problem], wanted: int, seed: int, plan: Sequence[tuple[str, Any, str]]
+) -> tuple[list[Problem], list[Problem], list[tuple[str, Any, str]]]:
+    """(training problems, held-out ones, the plan with their number): a fifth of the data where `wanted` is more."""
+    fifth = max(1, len(problems) // 5)
+    if fifth < wanted:
+        row = ("held_out", fifth, f"a fifth of the {len(problems)} problems")
+        plan = [row if entry[0] == "held_out" else entry for entry in plan]
+    return *hold_out(problems, min(fifth, wanted), seed), list(plan)
+
+
+def data_hash(problems: Sequence[Problem]) -> str:
+    """Of all problems, answers and chains in their order: a run goes on only with the data it began with."""
+    digest = hashlib.blake2b(digest_size=8)
+    for one in problems:
+        digest.update(repr((one.problem, one.answer, one.cot)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def check_room(policy: Policy, problems: Sequence[Problem], max_response: int | None) -> None:
+    """Raises UserError where a prompt, or the longest response asked for, is more than the model has positions."""
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    if max_response is not None and max_response > positions:
+        raise UserError(f"--max-response {max_response} is more than the {positions} positions of {policy.name}")
+    longest = max(len(policy.prompt_ids(one.problem, policy.latent)) for one in problems)
+    if longest >= positions:
+        raise UserError(
+            f"the longest prompt has {longest} positions and {policy.name} has {positions}; shorten it or leave it out"
+        )
+
+
+def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Problem], settings: TrainSettings) -> bool:
     """Whether the policy reasons in latent steps already.
 
     `lgrpo.json` says so; a checkpoint without one is tried: it does when at least half of a few noise-free
     chains end by themselves and a boxed answer follows.
     """
-    if policy.latent or (Path(source) / CARD).is_file():
+    if policy.latent or (source is not None and (Path(source) / CARD).is_file()):
         return policy.latent
-    prompts = [(one, tuple(policy.prompt_ids(one.problem, latent=True))) for one in problems[:PROBED]]
+    prompts = [(one, tuple(policy.prompt_ids(one.problem, latent=True))) for one in problems[: 4 * PROBED]]
+    prompts = [(one, ids) for one, ids in prompts if len(ids) <= settings.max_prompt][:PROBED]
     engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, PROBED)
     rollouts = engine.generate([Request(ids, noise.row_key(0, one.key, 0), True, 0.0) for one, ids in prompts])
     walked = [r.valid and boxed(policy.decode(r.hard_tokens)) is not None for r in rollouts]
-    return 2 * sum(walked) >= len(walked)
+    return 2 * sum(walked) >= len(walked) > 0
 
 
 def identity(**options: Any) -> dict[str, Any]:

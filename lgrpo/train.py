@@ -64,8 +64,10 @@ def train(
     sampler = Sampler(policy, engine, problems, grader, settings)
     learner = Learner(policy, settings, initial)
     progress = _resume(run, learner)
+    if run.finished and progress.step < settings.steps:
+        run.update(finished=None)
     show.stage("train", settings.steps, progress.step)
-    with StopRequest() as stop:
+    with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
             _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
         while progress.step < settings.steps and not stop:
@@ -76,8 +78,10 @@ def train(
             progress = Progress(progress.step + 1, drawn.cursor)
             times = {"rollout_s": rolled_out - started, "update_s": time.monotonic() - rolled_out}
             _report(policy, settings, progress, drawn, {**numbers, **times}, run, show)
-            if progress.step % settings.eval_every == 0 or progress.step == settings.steps or stop:
+            if progress.step % settings.eval_every == 0 or progress.step == settings.steps:
                 _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
+            elif stop:  # without a score: stopping must not give the choice of the best another candidate
+                _save(policy, learner, progress, run, None)
     if progress.step >= settings.steps:
         run.finish()
     best = run.best()
@@ -98,7 +102,7 @@ def _report(
     rollouts = [rollout for group in drawn.seen for rollout in group.rollouts]
     seen = {
         "reward": fmean(reward for group in drawn.seen for reward in group.rewards),
-        "signal": sum(group.has_signal for group in drawn.seen) / len(drawn.seen),
+        "signal": sum(group.has_signal(settings) for group in drawn.seen) / len(drawn.seen),
         "groups": len(drawn.kept),
         "latent": fmean(rollout.latent_length for rollout in rollouts),
         "explicit": fmean(rollout.explicit_length for rollout in rollouts),
@@ -145,13 +149,18 @@ def _score_and_save(
         f"step {progress.step}: held-out Pass@1 {score.pass_at_1:.3f} ± {score.pass_at_1_se:.3f}, "
         f"length {score.latent_length:.1f} latent + {score.explicit_length:.1f} explicit"
     )
+    _save(policy, learner, progress, run, score.pass_at_1)
+
+
+def _save(policy: Policy, learner: Learner, progress: Progress, run: Run, score: float | None) -> None:
+    """A checkpoint from which the run goes on as if it had never stopped."""
 
     def write(folder: Path) -> None:
         policy.save(folder)
         save_file(learner.optimizer.state(), folder / TENSORS)
         (folder / STATE).write_text(json.dumps({"step": progress.step, "cursor": progress.cursor}))
 
-    run.save(f"step-{progress.step:06d}", write, score.pass_at_1)
+    run.save(f"step-{progress.step:06d}", write, score)
     run.prune()
 
 
