@@ -21,14 +21,17 @@ DATA_HELP = (
 
 
 class People(click.Group):
-    """Prints a UserError as one line and exits with code 2, as click does with wrong options."""
+    """What a user can mend is said in one line, the remedy in it, and ends with code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         terminate_like_ctrl_c()
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise click.UsageError(str(error), ctx=None) from None
+            raise click.UsageError(str(error)) from None
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else ctx.command_path
+            raise click.UsageError(f"{error.format_message()} (see `{where} --help`)") from None
         except Stopped:
             sys.exit(130)
         except KeyboardInterrupt:
@@ -38,9 +41,7 @@ class People(click.Group):
 
 def shared(function: Callable[..., None]) -> Callable[..., None]:
     """Options every command has."""
-    function = click.option(
-        "--device", help="cpu, cuda, cuda:1, ...  [default: the first GPU, else the CPU]"
-    )(function)
+    function = click.option("--device", help="cpu, cuda, cuda:1, ...  [default: the first GPU, else the CPU]")(function)
     return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")(
         function
     )
@@ -48,7 +49,9 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 
 def training(function: Callable[..., None]) -> Callable[..., None]:
     """Options of the commands that write a run."""
-    function = click.option("--overwrite", is_flag=True, help="Replace another run in the same folder.")(function)
+    function = click.option(
+        "--overwrite", is_flag=True, help="Replace another run in the same folder.  [default: refuse]"
+    )(function)
     function = click.option(
         "--recipe",
         type=click.Choice(["tiny", "low", "high"]),
@@ -103,14 +106,14 @@ def init(**options: Any) -> None:
     "--without",
     multiple=True,
     type=click.Choice(["masking", "one-sided", "first-token"]),
-    help="Switch a technique off; repeatable.",
+    help="Switch a technique off, for ablations; repeatable.  [default: all on, published]",
 )
 @click.option(
     "--surrogate",
     type=click.Choice(["published", "weighted"]),
     help="Mean over the K components, or weighted by the mixture.  [default: weighted for tiny, else published]",
 )
-@click.option("--explicit", is_flag=True, help="Ordinary GRPO on written chains, the baseline.")
+@click.option("--explicit", is_flag=True, help="Ordinary GRPO on written chains, the baseline.  [default: latent]")
 @click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
 @shared
 def train(**options: Any) -> None:
@@ -128,11 +131,11 @@ def train(**options: Any) -> None:
 @click.argument("problem", required=False)
 @click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
 @click.option("-n", "--samples", type=click.IntRange(1, 1024), default=1, show_default=True, help="Answers to draw.")
-@click.option("--explore", is_flag=True, help="Noise on the latent chain, as in training.")
+@click.option("--explore", is_flag=True, help="Noise on the latent chain, as in training.  [default: none]")
 @click.option("--temperature", type=click.FloatRange(0), help="Of the answer's tokens.  [default: 0.6, published]")
 @click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
 @click.option("--chain/--no-chain", default=True, help="Show the latent chain on stderr.  [default: show]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.  [default: text]")
 @shared
 def sample(**options: Any) -> None:
     """Ask a model PROBLEM (or what comes on stdin): the answer on stdout, the latent chain on stderr."""
@@ -154,7 +157,12 @@ def sample(**options: Any) -> None:
     help="Rollouts with noise a problem, for pass@k; 0 leaves it out.",
 )
 @click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; a list for several checkpoints.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object on stdout; a list for several checkpoints.  [default: a table]",
+)
 @shared
 def evaluate(**options: Any) -> None:
     """Score CHECKPOINTS: Pass@1 without noise, pass@k with noise, lengths of latent and explicit part.

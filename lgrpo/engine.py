@@ -84,7 +84,7 @@ class Engine:
         sampled = self._sample(logits, keys, steps, state.temperature[rows])
         tokens = torch.where(step.hard, self.policy.end_id, LATENT)
         tokens = torch.where(chain, tokens, sampled)
-        surrogate = superposition.surrogate_logprob(log_probs.gather(1, step.indices), step.scores)
+        surrogate = superposition.step_logprob(log_probs.gather(1, step.indices), step.scores, self.latent)
         explicit = (logits / self.text.temperature).log_softmax(-1).gather(1, tokens.clamp(min=0)[:, None])[:, 0]
         return tokens, step, torch.where(tokens == LATENT, surrogate, explicit)
 

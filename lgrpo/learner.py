@@ -111,8 +111,7 @@ class Learner:
 
     def _logprob(self, policy: Policy, batch: scoring.Batch, advantage: Tensor | None = None) -> Tensor:
         components, hard = scoring.component_logprobs(policy, batch, self.settings.temperature)
-        weighted = self.settings.surrogate == "weighted"
-        return scoring.logprob(components, hard, batch, self.settings.tau, weighted, advantage)
+        return scoring.logprob(components, hard, batch, self.settings.latent_settings, advantage)
 
     def _update(self, mini: list[_Micro], advantages: Tensor, keeps: Tensor) -> dict[str, float]:
         """One optimiser step over its micro-batches; the loss is counted once over all of them."""

@@ -67,7 +67,8 @@ class TrainSettings:
 
     @property
     def latent_settings(self) -> LatentSettings:
-        return LatentSettings(self.k, self.tau, self.noise_scale, self.one_sided, self.noise_top_p)
+        weighted = self.surrogate == "weighted"
+        return LatentSettings(self.k, self.tau, self.noise_scale, self.one_sided, self.noise_top_p, weighted)
 
     @property
     def text_settings(self) -> TextSettings:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lgrpo import superposition
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Rollout
+from lgrpo.superposition import LatentSettings
 
 LOGITS_PER_CHUNK = 1 << 26  # float32 logits alive at a time: 256 MiB
 COLUMNS = 1024  # positions of a packed row: attention costs their square, so long responses stay apart
@@ -148,14 +149,12 @@ def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tupl
 
 
 def logprob(
-    components: Tensor, hard: Tensor, batch: Batch, tau: float, weighted: bool, advantage: Tensor | None = None
+    components: Tensor, hard: Tensor, batch: Batch, settings: LatentSettings, advantage: Tensor | None = None
 ) -> Tensor:
     """Log-probability [N, T] of each response position: the surrogate of a latent step, else the token's own.
 
-    advantage [N, T] turns the straight-through gradient on; `weighted` weighs the components by the mixture
-    instead of taking their mean.
+    advantage [N, T] turns the straight-through gradient on.
     """
     scores = torch.where(batch.latent[..., None], batch.scores.to(components.dtype), 0.0)
-    weights = superposition.weights_of(scores, tau) if weighted else None
-    surrogate = superposition.surrogate_logprob(components, scores, advantage, weights)
+    surrogate = superposition.step_logprob(components, scores, settings, advantage)
     return torch.where(batch.latent, surrogate, hard)

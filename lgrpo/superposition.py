@@ -29,6 +29,7 @@ class LatentSettings:
     noise_scale: float = 1.0
     one_sided: bool = True  # noise in [0, 4.5] rather than [-1.5, 3]
     top_p: float = 0.95  # nucleus the candidates come from
+    weighted: bool = False  # the surrogate: components weighted by the mixture instead of their mean
     shortlist: int = 64  # tokens looked at first; the whole vocabulary where these are not provably enough
 
 
@@ -142,6 +143,19 @@ def surrogate_logprob(
         turned = (advantage.unsqueeze(-1) < 0) & (margin < 0)
         density = torch.where(turned, density.detach() + mirror - mirror.detach(), density)
     return density.mean(-1) if weights is None else (weights.detach() * density).sum(-1)
+
+
+def step_logprob(
+    log_probs: Tensor, scores: Tensor, settings: LatentSettings, advantage: Tensor | None = None
+) -> Tensor:
+    """`surrogate_logprob` in the form the settings ask for; arguments and result as there.
+
+    Margins are measured in units of the noise scale: at the published scale of 1 that changes nothing, and at any
+    other the noise is again a standard Gumbel, whose density the surrogate is.
+    """
+    weights = weights_of(scores, settings.tau) if settings.weighted else None
+    scale = settings.noise_scale or 1.0
+    return surrogate_logprob(log_probs / scale, scores / scale, advantage, weights)
 
 
 def _float(x: Tensor) -> Tensor:

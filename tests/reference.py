@@ -216,7 +216,9 @@ def generate(policy: Any, request: Any, latent: Any, text: Any, max_response: in
             weights = torch.tensor(softmax([s / latent.tau for s in explored.scores]), dtype=embeds.dtype)
             following = (weights[:, None] * table(torch.tensor(explored.indices))).sum(0)
             log_p = log_softmax(logits)
-            out.logprob.append(surrogate([log_p[i] for i in explored.indices], explored.scores))
+            scaled = [log_p[i] / latent.noise_scale for i in explored.indices]
+            scores = [score / latent.noise_scale for score in explored.scores]
+            out.logprob.append(surrogate(scaled, scores, weights.tolist() if latent.weighted else None))
         else:
             following = table(torch.tensor(token))
             out.logprob.append(log_softmax([z / text.temperature for z in logits])[token])

@@ -83,7 +83,8 @@ def test_the_plain_loop_sees_every_way_to_end() -> None:
         {"k": 1},
         {"k": 8, "top_p": 0.5},
         {"shortlist": 3},
-        {"noise_scale": 9.0},  # the row's own scale is what counts
+        {"noise_scale": 9.0},  # the row's own scale is that of its noise, this one that of the margins
+        {"weighted": True, "tau": 0.5},
     ],
 )
 def test_engine_equals_a_plain_loop_under_other_settings(changes: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lgrpo import noise, scoring
 from lgrpo.objective import ppo_loss
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Request, Rollout
+from lgrpo.superposition import LatentSettings
 
 TEMPERATURE = 0.6  # of the engine's explicit tokens
 
@@ -45,7 +46,7 @@ def score(
     """Log-probabilities and mask, both [N, T]."""
     batch = scoring.collate(policy, rollouts, tau, columns)
     components, hard = scoring.component_logprobs(policy, batch, TEMPERATURE)
-    return scoring.logprob(components, hard, batch, tau, weighted, advantage), batch.mask
+    return scoring.logprob(components, hard, batch, LatentSettings(tau=tau, weighted=weighted), advantage), batch.mask
 
 
 def rows_of(values: Tensor, mask: Tensor) -> list[list[float]]:
@@ -124,7 +125,7 @@ def test_the_weighted_form_weighs_by_the_recorded_mixture() -> None:
     rollouts = grouped(policy)
     batch = scoring.collate(policy, rollouts, 0.7)
     components, hard = scoring.component_logprobs(policy, batch, TEMPERATURE)
-    ours = scoring.logprob(components, hard, batch, 0.7, weighted=True)
+    ours = scoring.logprob(components, hard, batch, LatentSettings(tau=0.7, weighted=True))
     for number, rollout in enumerate(rollouts):
         for at, token in enumerate(rollout.tokens.tolist()):
             expected = float(hard[number, at].detach())
@@ -187,7 +188,7 @@ def test_a_negative_advantage_turns_the_gradient_of_negative_margins_in_the_whol
     batch = scoring.collate(policy, rollouts, 1.0)
     advantage = torch.randn(batch.mask.shape, dtype=torch.float64)
     components, hard = scoring.component_logprobs(policy, batch, TEMPERATURE)
-    ours = scoring.logprob(components, hard, batch, 1.0, False, advantage)
+    ours = scoring.logprob(components, hard, batch, LatentSettings(), advantage)
     (slope,) = torch.autograd.grad(ours.sum(), components)
     turned = 0
     for row, at in batch.latent.nonzero().tolist():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import noise
-from lgrpo.superposition import LatentSettings, embed, explore, mixture, surrogate_logprob, weights_of
+from lgrpo.superposition import LatentSettings, embed, explore, mixture, step_logprob, surrogate_logprob, weights_of
 
 NOWHERE = -1  # an end marker no token has
 NoiseTable = Callable[[list[float]], None]
@@ -368,3 +368,22 @@ def test_weights_by_hand_and_without_gradient() -> None:
     log_p = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     surrogate_logprob(log_p, torch.ones(2, dtype=torch.float64), None, weights).backward()
     assert weights.grad is None
+
+
+def test_margins_are_measured_in_units_of_the_noise() -> None:
+    """At noise_scale 0.5 the margin of a component is still the Gumbel number it was drawn with."""
+    log_p = torch.tensor([-0.5, -1.5], dtype=torch.float64, requires_grad=True)
+    drawn = torch.tensor([2.0, 0.25], dtype=torch.float64)
+    settings = LatentSettings(k=2, noise_scale=0.5)
+    value = step_logprob(log_p, log_p.detach() + 0.5 * drawn, settings)
+    assert float(value) == pytest.approx(float((-drawn - torch.exp(-drawn)).mean()), abs=1e-12)
+    value.backward()
+    assert log_p.grad is not None
+    assert log_p.grad.tolist() == pytest.approx(((1 - torch.exp(-drawn)) / 2 / 0.5).tolist(), abs=1e-12)
+
+
+def test_the_weighted_step_uses_the_recorded_mixture_at_its_temperature() -> None:
+    log_p, scores = torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.0])
+    settings = LatentSettings(k=2, tau=2.0, weighted=True)
+    expected = surrogate_logprob(log_p, scores, None, torch.tensor([0.5, 0.0]).softmax(-1))
+    assert torch.equal(step_logprob(log_p, scores, settings), expected)
