@@ -114,17 +114,22 @@ def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: in
     )  # fmt: skip
 
 
+def states_of(policy: Policy, batch: Batch) -> Tensor:
+    """Hidden states [R, D] that predict the R response positions of all rollouts, in order."""
+    order = torch.arange(batch.segment.shape[1], device=batch.segment.device)
+    key, query = batch.segment[:, None, :], batch.segment[:, :, None]
+    allowed = (order[None, :] <= order[:, None]) & ((key == 0) | (key == query))
+    hidden = policy.hidden(batch.embeds, allowed, batch.positions)
+    return hidden[batch.row[batch.mask], batch.column[batch.mask]]
+
+
 def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
     """What the policy gives to the recorded actions, in float32.
 
     Returns (components [N, T, K]: log p of the recorded indices at temperature 1; hard [N, T]: log p of the
     token at the explicit `temperature`). Positions outside the mask, and the form that does not apply, are 0.
     """
-    order = torch.arange(batch.segment.shape[1], device=batch.segment.device)
-    key, query = batch.segment[:, None, :], batch.segment[:, :, None]
-    allowed = (order[None, :] <= order[:, None]) & ((key == 0) | (key == query))
-    hidden = policy.hidden(batch.embeds, allowed, batch.positions)
-    states = hidden[batch.row[batch.mask], batch.column[batch.mask]]  # [R, D]
+    states = states_of(policy, batch)
     tokens, indices = batch.tokens[batch.mask], batch.indices[batch.mask]
 
     def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
