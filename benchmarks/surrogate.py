@@ -3,8 +3,9 @@
     python benchmarks/surrogate.py CHECKPOINT [--problems 64] [--noise 1.0]
 
 Rolls out groups with exploration noise, and follows the gradient of each latent step's surrogate log-probability
-into the step's logits: does the heaviest component of the mixture gain probability, does the most likely token, does the entropy
-rise, and how much of the gradient goes to components that hardly take part? Prints a table, and last one JSON object.
+into the step's logits: does the heaviest component of the mixture gain probability, does the most likely token, does
+the entropy rise, and how much of the gradient goes to components that hardly take part? Prints a table, and last one
+JSON object.
 """
 
 import json

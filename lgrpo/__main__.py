@@ -1,5 +1,5 @@
-"""`python -m lgrpo`."""
+"""`python -m lgrpo` is the command `lgrpo`."""
 
 from lgrpo.cli import main
 
-main()
+main(prog_name="lgrpo")

@@ -81,9 +81,12 @@ def evaluate(
 ) -> None:
     """Score each checkpoint; a table on stderr, or JSON on stdout."""
     where = session.pick_device(device)
+    names = checkpoints or [str(session.newest())]
+    for checkpoint in names:
+        session.find(checkpoint)  # all names first: a wrong one must not cost the minutes of those before it
     results: list[dict[str, Any]] = []
     with Verifier() as grader, console.Show() as show:
-        for checkpoint in checkpoints or [str(session.newest())]:
+        for checkpoint in names:
             policy = session.load(checkpoint, where.value)
             endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
             problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit)
