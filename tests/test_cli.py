@@ -1,0 +1,437 @@
+"""The command line from end to end on the embedded model: what goes to stdout, what is left behind, what is refused."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from lgrpo import plan, tiny
+from lgrpo.cli import main
+from lgrpo.console import Show
+from lgrpo.latent_sft import schedule
+from lgrpo.policy import Card, Policy
+from lgrpo.verify import Verifier
+
+COMMANDS = ("init", "train", "sample", "eval")
+QUESTION = "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
+RESULT = {
+    "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@k", "latent_length", "explicit_length", "length",
+    "invalid",
+}  # fmt: skip
+# The `tiny` recipe, so small that a command takes a second: nothing here tests what is learnt.
+SMALL_TRAIN = {
+    "steps": 3,
+    "batch": 2,
+    "update_batch": 1,
+    "draws": 2,
+    "max_response": 12,
+    "held_out": 4,
+    "eval_every": 2,
+}
+SMALL_INIT = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 3, "held_out": 4}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In an empty folder, with small recipes."""
+    for table, small in ((plan._RECIPES, SMALL_TRAIN), (schedule._RECIPES, SMALL_INIT)):
+        for name, value in small.items():
+            monkeypatch.setitem(table["tiny"], name, (value, "small"))
+    monkeypatch.chdir(tmp_path)
+
+
+def lgrpo(*arguments: str, stdin: str | None = None) -> Result:
+    """Run a command as a shell would; exceptions of ours are not caught."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        result = CliRunner().invoke(main, list(arguments), input=stdin, prog_name="lgrpo")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def done(*arguments: str, stdin: str | None = None) -> Result:
+    result = lgrpo(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def listing() -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(Path().rglob("*"))}
+
+
+def steps_of(run: str) -> list[int]:
+    return [json.loads(line)["step"] for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def record_of(run: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(Path(run, "run.json").read_text())
+    return record
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    """The embedded model, called latent: it answers nothing right, and is there at once."""
+    made = Policy.load(tiny.MODEL)
+    made.card = Card("latent", "tiny", 4, "arithmetic")
+    return made
+
+
+@pytest.fixture
+def latent(policy: Policy) -> str:
+    Path("latent").mkdir()
+    policy.save(Path("latent"))
+    return "latent"
+
+
+@pytest.fixture
+def mixed_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that differ within a group, whatever an untrained chain says."""
+
+    def grade(self: Verifier, responses: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [float(number % 2) for number in range(len(responses))]
+
+    monkeypatch.setattr(Verifier, "grade", grade)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Presses Ctrl-C at the first step shown whose number is in the list."""
+    at: list[int] = []
+    step = Show.step
+
+    def pressing(self: Show, number: int, numbers: Any) -> None:
+        step(self, number, numbers)
+        if number in at:
+            at.remove(number)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Show, "step", pressing)
+    return at
+
+
+# -- what a user does
+
+
+def test_train_alone_in_an_empty_folder_initialises_and_trains_and_the_rest_follows() -> None:
+    trained = done("train", "--steps", "1", "--limit", "60", "--seed", "1")
+    assert trained.stdout == ""
+    assert "tiny has no latent chain yet: running `lgrpo init` first" in trained.stderr
+    assert {path.name for path in Path("runs").iterdir()} == {"tiny-init", "tiny-grpo"}
+    for run in ("runs/tiny-init", "runs/tiny-grpo"):
+        assert record_of(run)["finished"]
+        assert record_of(run)["identity"]["seed"] == 1
+    assert "best checkpoint runs/tiny-grpo/checkpoints/step-00000" in trained.stderr
+
+    scored = done("eval", "--json", "--limit", "3", "--runs", "2", "--samples", "4")
+    result = json.loads(scored.stdout)
+    assert result.keys() == {"checkpoint", "results"}
+    assert result["checkpoint"] == "runs/tiny-grpo"
+    assert [entry.keys() for entry in result["results"]] == [RESULT]
+    entry = result["results"][0]
+    assert (entry["benchmark"], entry["problems"], entry["runs"]) == ("arithmetic", 3, 2)
+    assert entry["pass@k"].keys() == {"1", "2", "4"}
+
+    asked = done("sample", QUESTION)
+    assert asked.stdout.count("\n") == 1
+    assert re.search(r"^  1  ", asked.stderr, re.MULTILINE)
+    assert "  1  " not in asked.stdout
+    piped = done("sample", "--no-chain", stdin=QUESTION + "\n")
+    assert (piped.stdout, piped.stderr) == (asked.stdout, "")
+
+
+def test_init_then_train_by_name_and_eval_of_several() -> None:
+    done("init", "--steps", "5", "--limit", "80", "--out", "mine")
+    assert steps_of("mine") == [1, 2, 3, 4, 5]
+    assert json.loads(next(Path("mine/checkpoints").glob("walk-*/lgrpo.json")).read_text())["data"] == "arithmetic"
+    again = done("init", "--steps", "5", "--limit", "80", "--out", "mine")
+    assert "mine is finished; `lgrpo train mine` goes on from there" in again.stderr
+    done("train", "mine", "--steps", "1", "--limit", "60")
+    assert Path("runs/mine-grpo/run.json").exists()
+    scored = done("eval", "mine", "tiny", "--json", "--limit", "2", "--runs", "1", "--samples", "0")
+    both = json.loads(scored.stdout)
+    assert [one["checkpoint"] for one in both] == ["mine", "tiny"]
+    latent, explicit = (one["results"][0] for one in both)
+    assert explicit["latent_length"] == 0
+    assert latent["pass@k"] == {}
+    table = done("eval", "tiny", "--limit", "2", "--runs", "1", "--samples", "0").stdout.splitlines()
+    assert table[0].split()[:4] == ["checkpoint", "benchmark", "problems", "Pass@1"]
+    assert len(table) == 2
+
+
+def test_samples_as_json_are_an_object_a_line(latent: str) -> None:
+    lines = done("sample", QUESTION, "--model", latent, "-n", "3", "--explore", "--json").stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 3
+    for row in rows:
+        assert row.keys() == {"problem", "answer", "text", "latent_length", "explicit_length", "valid", "chain"}
+        assert len(row["chain"]) == row["latent_length"]
+        assert all(len(step) == 4 and sum(w for _, w in step) == pytest.approx(1, abs=1e-5) for step in row["chain"])
+    assert len(set(lines)) == 3
+
+
+def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
+    latent: str, ctrl_c: list[int], mixed_rewards: None
+) -> None:
+    ctrl_c.append(1)
+    stopped = lgrpo("train", latent, "--limit", "40", "--seed", "2")
+    assert stopped.exit_code == 130
+    assert "stopping after this step" in stopped.stderr
+    assert "stopped; `lgrpo train runs/latent-grpo` goes on from here" in stopped.stderr
+    assert steps_of("runs/latent-grpo") == [1]
+    assert record_of("runs/latent-grpo")["finished"] is None
+
+    ended = done("train")
+    assert "going on with runs/latent-grpo from step-000001" in ended.stderr
+    assert steps_of("runs/latent-grpo") == [1, 2, 3]
+    assert record_of("runs/latent-grpo")["identity"]["seed"] == 2
+
+    before = listing()
+    refused = lgrpo("train")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        "Error: runs/latent-grpo has finished its 3 steps; `lgrpo eval` scores it, --steps N trains on\n"
+    )
+    assert listing() == before
+
+    done("train", "runs/latent-grpo", "--steps", "4")
+    assert steps_of("runs/latent-grpo") == [1, 2, 3, 4]
+    assert "has finished its 4 steps" in lgrpo("train").stderr
+
+
+def test_a_prolonged_run_that_is_stopped_is_not_called_finished(
+    latent: str, ctrl_c: list[int], mixed_rewards: None
+) -> None:
+    done("train", latent, "--limit", "40", "--steps", "1")
+    ctrl_c.append(2)
+    assert lgrpo("train", "--steps", "4").exit_code == 130
+    done("train")
+    assert steps_of("runs/latent-grpo") == [1, 2, 3, 4]
+
+
+def test_a_stopped_init_is_finished_before_training(ctrl_c: list[int]) -> None:
+    ctrl_c.append(2)
+    stopped = lgrpo("train", "--steps", "1", "--limit", "60", "--seed", "3")
+    assert stopped.exit_code == 130
+    assert not Path("runs/tiny-grpo").exists()
+    ended = done("train", "--steps", "1", "--limit", "60")
+    assert "runs/tiny-init is not finished: going on with `lgrpo init` first" in ended.stderr
+    assert steps_of("runs/tiny-init") == [1, 2, 3, 4, 5]
+    assert record_of("runs/tiny-init")["identity"]["seed"] == 3
+    assert record_of("runs/tiny-grpo")["finished"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_eval_ends_at_once_when_told_to(latent: str, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(Show, "stage", lambda *_: os.kill(os.getpid(), number))
+    before = listing()
+    stopped = lgrpo("eval", latent, "--limit", "2")
+    assert (stopped.exit_code, stopped.stdout, stopped.stderr) == (130, "", "Stopped.\n")
+    assert listing() == before
+
+
+@pytest.mark.parametrize("mixtures", [True, False])
+def test_a_latent_model_without_a_card_is_told_from_an_explicit_one(
+    latent: str, monkeypatch: pytest.MonkeyPatch, mixtures: bool
+) -> None:
+    """The embedded model walks its written chain in superpositions, too: only that each is one token gives it away."""
+    Path(latent, "lgrpo.json").unlink()
+    monkeypatch.setitem(plan._RECIPES["tiny"], "max_response", (64, "the embedded model's chain fits"))
+    if mixtures:
+        monkeypatch.setattr("lgrpo.session.SINGLE", 1.1)
+    trained = done("train", latent, "--data", "arithmetic", "--limit", "60", "--steps", "1")
+    kept = "latent has no lgrpo.json, but answers after a latent chain: it is trained as it is"
+    assert (kept in trained.stderr) == mixtures
+    assert ("latent has no latent chain yet: running `lgrpo init` first" in trained.stderr) != mixtures
+    assert Path("runs/latent-init").exists() != mixtures
+    assert json.loads(Path("runs/latent-grpo/checkpoints/step-000001/lgrpo.json").read_text())["mode"] == "latent"
+
+
+# -- help
+
+
+def test_help_is_quick_to_come_because_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys\n"
+        "from lgrpo.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "main(['train', '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'bitsandbytes', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    checkout = Path(plan.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True, timeout=60, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_its_default(command: str) -> None:
+    made = main.commands[command]
+    context = click.Context(made, info_name=command)
+    options = [option for option in made.params if isinstance(option, click.Option)]
+    assert 0 < len(options) <= 13
+    for option in options:
+        record = option.get_help_record(context)
+        assert record is not None
+        assert "[default: " in record[1], option.name
+
+
+# -- what is refused
+
+PROBLEM = {"problem": "What is 3 + 4?", "answer": "7"}
+FILES: dict[str, str] = {
+    "good.jsonl": "".join(
+        json.dumps({"problem": f"What is {i} + 4?", "answer": str(i + 4), "cot": f"{i}+4={i + 4}"}) + "\n"
+        for i in range(9)
+    ),
+    "broken.jsonl": json.dumps(PROBLEM) + '\n{"problem": "What is\n',
+    "answerless.jsonl": json.dumps(PROBLEM) + "\n" + json.dumps({"problem": "What?"}) + "\n",
+    "empty.jsonl": "",
+    "chainless.jsonl": "".join(json.dumps({**PROBLEM, "problem": f"What is {i}?"}) + "\n" for i in range(9)),
+    "long.jsonl": "".join(json.dumps({**PROBLEM, "problem": f"{i} " * 2500, "cot": "3+4=7"}) + "\n" for i in range(9)),
+    "longchain.jsonl": "".join(json.dumps({**PROBLEM, "problem": f"{i}?", "cot": "7 " * 500}) + "\n" for i in range(9)),
+    "notes.md": "no data",
+}
+
+
+@pytest.fixture
+def files(latent: str, policy: Policy) -> None:
+    """Data of every broken kind, and models of every broken kind."""
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    Path("nothing").mkdir()
+    for name in ("garbage", "cut", "carded", "foreign"):
+        shutil.copytree(latent, name)
+    Path("garbage/config.json").write_text("{garbage")
+    weights = Path("cut/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    Path("carded/lgrpo.json").write_text("[]")
+    card = replace(policy.card, data="good.jsonl")
+    Path("foreign/lgrpo.json").write_text(json.dumps(card.__dict__))
+    Path("other").mkdir()
+    Path("other/photo.jpg").write_text("mine")
+
+
+MODELS = {
+    "nowhere/at/all": "there is no 'nowhere/at/all'; name a run, a model folder, or a hub model as owner/name",
+    "good.jsonl": "good.jsonl is a file; name the folder",
+    "nothing": "nothing is neither a run (run.json) nor a model (config.json)",
+    "garbage": "garbage: cannot be loaded as a causal language model",
+    "cut": "cut: cannot be loaded as a causal language model",
+    "carded": "lgrpo.json: not a card lgrpo wrote",
+    "owner/name": "owner/name: cannot be loaded as a causal language model",
+}
+WITH_MODEL = {
+    "init": lambda model: ["init", model],
+    "train": lambda model: ["train", model],
+    "sample": lambda model: ["sample", "What is 3 + 4?", "--model", model],
+    "eval": lambda model: ["eval", model],
+}
+DATA = {
+    "nowhere.jsonl": "nowhere.jsonl: no such file or folder; data may also be",
+    "broken.jsonl": "broken.jsonl, line 2: not JSON",
+    "answerless.jsonl": "answerless.jsonl, line 2: no field for the answer; fields found: problem",
+    "empty.jsonl": "empty.jsonl: holds no problems",
+    "notes.md": "notes.md: unknown type of file; known are .parquet, .jsonl",
+    "nothing": "nothing: no data file",
+    "gsm8k-aug": "the data set whynlp/gsm8k-aug is not in the cache and cannot be fetched from the hub",
+    "arithmetic:hardest": "arithmetic has no level 'hardest'; it has ",
+}
+REFUSED: list[tuple[list[str], str]] = [
+    *[(WITH_MODEL[command](model), message) for command in COMMANDS for model, message in MODELS.items()],
+    *[
+        ([*words, "--data", data], message)
+        for words in (["init"], ["train", "latent"], ["eval", "latent"])
+        for data, message in DATA.items()
+    ],
+    (["init", "--data", "chainless.jsonl"], "none of the 9 problems has a chain of thought"),
+    (["init", "--data", "longchain.jsonl"], "no problem fits 96 positions of prompt, 128 of chain and 12 of response"),
+    (["init", "--data", "long.jsonl"], "every prompt is longer than 96 positions; try --recipe high"),
+    (["train", "latent", "--data", "long.jsonl"], "every prompt is longer than 96 positions; try --recipe high"),
+    (["eval", "latent", "--data", "long.jsonl"], "and latent has 2048; shorten it or leave it out"),
+    (["sample", "long " * 3000, "--model", "latent"], "and latent has 2048; shorten it or leave it out"),
+    (["init", "latent"], "latent has a latent chain already; `lgrpo train latent` goes on from there"),
+    (["train", "latent", "--explicit"], "latent has a latent chain; --explicit needs a model that writes its chain"),
+    (["sample", "", "--model", "latent"], "no problem given; put it in quotes, or pipe it in"),
+    (["sample", "  \n", "--model", "latent"], "no problem given; put it in quotes, or pipe it in"),
+    (["sample", "What is 3 + 4?"], "there is no run in runs/ yet; `lgrpo train` makes one, or name a checkpoint"),
+    (["eval"], "there is no run in runs/ yet; `lgrpo train` makes one, or name a checkpoint"),
+    (["eval", "foreign"], "foreign was trained on good.jsonl; give --data with problems it has not seen"),
+    (["eval", "latent", "nowhere"], "there is no 'nowhere'"),
+    (["init", "--limit", "60", "--out", "other"], "other holds files that are no run (photo.jpg); choose"),
+    (["train", "latent", "--limit", "60", "--out", "other"], "other holds files that are no run (photo.jpg)"),
+    (["train", "latent", "--limit", "60", "--out", "notes.md"], "notes.md is a file; choose another --out"),
+    (["train", "latent", "--limit", "2", "--recipe", "high", "--data", "chainless.jsonl", "--limit", "1"], "--limit"),
+    *[([*words, "--device", "cuda:99"], "device 'cuda:99' cannot be used") for words in (
+        ["init"], ["train", "latent"], ["sample", "3?", "--model", "latent"], ["eval", "latent"]
+    )],
+    (["eval", "latent", "--device", "abacus"], "device 'abacus' cannot be used"),
+    (["eval", "latent", "--device", "meta"], "device 'meta' cannot be used"),
+    (["eval", "latent", "--max-response", "99999"], "--max-response 99999 is more than the 2048 positions of latent"),
+    (["init", "--steps", "0"], "'--steps': 0 is not in the range x>=1. (see `lgrpo init --help`)"),
+    (["init", "--lr", "nan"], "lr must be positive, not nan"),
+    (["train", "--lr", "0"], "'--lr': 0.0 is not in the range 0<x<=1."),
+    (["train", "--group", "1"], "'--group': 1 is not in the range x>=2."),
+    (["train", "--steps", "many"], "'--steps': 'many' is not a valid integer range."),
+    (["train", "--recipe", "huge"], "'--recipe': 'huge' is not one of 'tiny', 'low', 'high'."),
+    (["init", "--recipe", "huge"], "'--recipe': 'huge' is not one of 'tiny', 'low', 'high'."),
+    (["train", "--without", "noise"], "'--without': 'noise' is not one of 'masking', 'one-sided', 'first-token'."),
+    (["train", "--stepz", "3"], "No such option '--stepz'"),
+    (["sample", "3?", "-n", "0"], "'-n' / '--samples': 0 is not in the range 1<=x<=1024."),
+    (["sample", "3?", "--temperature", "-1"], "'--temperature': -1.0 is not in the range x>=0."),
+    (["eval", "--runs", "0"], "'--runs': 0 is not in the range x>=1."),
+    (["eval", "--samples", "-1"], "'--samples': -1 is not in the range x>=0."),
+    (["sample", "3?", "--seed", "-1"], "'--seed': -1 is not in the range x>=0."),
+    (["retrain"], "No such command 'retrain'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "retrain"])
+def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(files: None, command: str) -> None:
+    """All cases of one command at once: making the files takes longer than to refuse them."""
+    before = listing()
+    for arguments, message in REFUSED:
+        if arguments[0] != command:
+            continue
+        result = lgrpo(*arguments)
+        case = f"lgrpo {' '.join(arguments)[:80]}: {result.stderr[:500]}"
+        assert result.exit_code == 2, case
+        assert result.stdout == "", case
+        assert result.stderr.startswith("Error: "), case
+        assert message in result.stderr, case
+        assert result.stderr.count("\n") == 1, case
+        assert len(result.stderr) < 400, case
+        assert listing() == before, case
+
+
+def test_another_run_in_the_folder_is_neither_mixed_with_nor_replaced(latent: str) -> None:
+    done("train", latent, "--limit", "40", "--steps", "1")
+    before = listing()
+    refused = lgrpo("train", latent, "--limit", "40", "--steps", "1", "--seed", "1")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("Error: runs/latent-grpo holds another run (seed 0, now 1); choose another --out")
+    assert listing() == before
+    done("train", latent, "--limit", "40", "--steps", "1", "--seed", "1", "--overwrite")
+    assert record_of("runs/latent-grpo")["identity"]["seed"] == 1
+
+
+def test_a_run_does_not_go_on_with_other_data(latent: str, ctrl_c: list[int]) -> None:
+    Path("data.jsonl").write_text(FILES["good.jsonl"])
+    ctrl_c.append(1)
+    assert lgrpo("train", latent, "--data", "data.jsonl").exit_code == 130
+    Path("data.jsonl").write_text(FILES["good.jsonl"].replace("What is 3", "How much is 3"))
+    refused = lgrpo("train")
+    assert refused.exit_code == 2
+    assert "holds another run (data_hash " in refused.stderr
