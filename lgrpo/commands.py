@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lgrpo import checkpoints, console, plan, session
+from lgrpo.data import need_chain
 from lgrpo.durable import read_json
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
@@ -14,7 +15,7 @@ from lgrpo.interrupt import Stopped
 from lgrpo.latent_sft.schedule import schedule
 from lgrpo.plan import Setting
 from lgrpo.policy import Policy
-from lgrpo.problems import Problem, need_chain
+from lgrpo.problems import Problem
 from lgrpo.runs import Run
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier

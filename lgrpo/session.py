@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from lgrpo import checkpoints, datafiles, noise, tiny
+from lgrpo import checkpoints, noise, tiny
 from lgrpo.answers import boxed
+from lgrpo.data import files, read_problems
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
-from lgrpo.problems import Problem, hold_out, read_problems
+from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request
 from lgrpo.superposition import weights_of
 
@@ -85,7 +86,7 @@ def problems_for(policy: Policy, data: str | None, split: str, limit: int | None
     source = data or policy.card.data
     if source is None:
         raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
-    if split == "test" and data is None and Path(source).suffix.lower() in datafiles.TYPES:
+    if split == "test" and data is None and Path(source).suffix.lower() in files.TYPES:
         raise UserError(f"{policy.name} was trained on {source}; give --data with problems it has not seen")
     return read_problems(source, split=split, limit=limit), source
 

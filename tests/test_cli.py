@@ -357,9 +357,9 @@ REFUSED: list[tuple[list[str], str]] = [
         for data, message in DATA.items()
     ],
     (["init", "--data", "chainless.jsonl"], "none of the 9 problems has a chain of thought"),
-    (["init", "--data", "longchain.jsonl"], "no problem fits 96 positions of prompt, 128 of chain and 12 of response"),
-    (["init", "--data", "long.jsonl"], "every prompt is longer than 96 positions; try --recipe high"),
-    (["train", "latent", "--data", "long.jsonl"], "every prompt is longer than 96 positions; try --recipe high"),
+    (["init", "--data", "longchain.jsonl"], "no problem fits 512 positions of prompt, 128 of chain and 12 of response"),
+    (["init", "--data", "long.jsonl"], "every prompt is longer than 512 positions; try --recipe high"),
+    (["train", "latent", "--data", "long.jsonl"], "every prompt is longer than 512 positions; try --recipe high"),
     (["eval", "latent", "--data", "long.jsonl"], "and latent has 2048; shorten it or leave it out"),
     (["sample", "long " * 3000, "--model", "latent"], "and latent has 2048; shorten it or leave it out"),
     (["init", "latent"], "latent has a latent chain already; `lgrpo train latent` goes on from there"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from lgrpo.data import need_chain, read_problems
+from lgrpo.data.fields import problem_answer_chain, split_answer
 from lgrpo.errors import UserError
-from lgrpo.fields import problem_answer_chain, split_answer
-from lgrpo.problems import Problem, hold_out, need_chain, normalised, overlap, read_problems
+from lgrpo.problems import Problem, hold_out, normalised, overlap
 
 Q = "Natalia sold 48 clips in April and half as many in May. How many in all?"
 GSM8K = "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lgrpo.data.fields import COLUMNS, listed
 from lgrpo.errors import UserError
-from lgrpo.fields import COLUMNS, listed
 
 TYPES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")  # in the order of preference where a folder holds several
 Row = tuple[str, Mapping[str, Any]]  # (place, fields)

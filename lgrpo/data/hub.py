@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lgrpo.datafiles import choose, folder_files
+from lgrpo.data.files import choose, folder_files
 from lgrpo.errors import UserError
 
 ALIASES = {
