@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import checkpoints, console, plan, session
+from lgrpo import console, plan, session
 from lgrpo.data import need_chain
-from lgrpo.durable import read_json
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
 from lgrpo.interrupt import Stopped
@@ -16,7 +15,8 @@ from lgrpo.latent_sft.schedule import schedule
 from lgrpo.plan import Setting
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
-from lgrpo.runs import Run
+from lgrpo.runs import Run, checkpoints
+from lgrpo.runs.durable import read_json
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lgrpo import evaluate
 from lgrpo.console import Show
-from lgrpo.durable import remove_folder
 from lgrpo.engine import Engine, TextSettings
 from lgrpo.errors import UserError
 from lgrpo.groups import Grader
@@ -32,6 +31,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.runs.durable import remove_folder
 from lgrpo.stages import PROGRESS, Stages
 from lgrpo.superposition import LatentSettings
 

@@ -97,7 +97,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
     "tiny": {
         **_SHARED,
         "steps": (200, "about ten minutes on two cores"),
-        "noise_scale": (0.5, "what is learnt under it serves without it; 1.0 does not (docs/log.md)"),
+        "noise_scale": (0.25, "what is learnt under it serves without it; under 1.0 it does not (docs/log.md)"),
         "batch": (64, "as `low`"),
         "update_batch": (16, "as `low`"),
         "max_prompt": (512, "arithmetic needs 60; the tokenizer spells other words in bytes, and GSM8K needs 460"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lgrpo import checkpoints, noise, tiny
+from lgrpo import noise, tiny
 from lgrpo.answers import boxed
 from lgrpo.data import files, read_problems
 from lgrpo.engine import Engine
@@ -17,6 +17,7 @@ from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
 from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request
+from lgrpo.runs import checkpoints
 from lgrpo.superposition import weights_of
 
 RUNS = Path("runs")

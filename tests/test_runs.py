@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lgrpo.checkpoints import newest_run, resolve_checkpoint, run_folder, safe_name
-from lgrpo.durable import write_json
 from lgrpo.errors import UserError
 from lgrpo.runs import Run
+from lgrpo.runs.checkpoints import newest_run, resolve_checkpoint, run_folder, safe_name
+from lgrpo.runs.durable import write_json
 
 SETTINGS = [("lr", 1e-6, "from the paper"), ("seed", 3, "you set it")]
 

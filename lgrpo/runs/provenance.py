@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from lgrpo import __version__
-from lgrpo.durable import now
+from lgrpo.runs.durable import now
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "math-verify")
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from lgrpo.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
-from lgrpo.durable import (
+from lgrpo.errors import UserError
+from lgrpo.runs.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
+from lgrpo.runs.durable import (
     FolderLock,
     from_json,
     mend_folders,
@@ -35,8 +36,7 @@ from lgrpo.durable import (
     whole_lines,
     write_json,
 )
-from lgrpo.errors import UserError
-from lgrpo.provenance import this_process
+from lgrpo.runs.provenance import this_process
 
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
 _ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}

@@ -8,8 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from lgrpo.durable import read_json
 from lgrpo.errors import UserError
+from lgrpo.runs.durable import read_json
 
 KINDS = ("init", "grpo", "explicit")  # endings of run folders' names
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
