@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lgrpo import answers, console, noise, plan, reading, session
+from lgrpo import console, noise, plan, reading, session
 from lgrpo import evaluate as evaluation
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
@@ -15,7 +15,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
 from lgrpo.text import clean
-from lgrpo.verify import Verifier
+from lgrpo.verify import Verifier, boxed
 
 EVALUATED = 500  # problems of an endless source
 
@@ -61,7 +61,7 @@ def sample(
                 print(f"(cut off after {rollout.length} positions)", file=sys.stderr)
         if as_json:
             print(json.dumps({
-                "problem": problem, "answer": answers.boxed(text), "text": text, "latent_length": rollout.latent_length,
+                "problem": problem, "answer": boxed(text), "text": text, "latent_length": rollout.latent_length,
                 "explicit_length": rollout.explicit_length, "valid": rollout.valid, "chain": steps,
             }))  # fmt: skip
         else:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from lgrpo import noise, tiny
-from lgrpo.answers import boxed
 from lgrpo.data import files, read_problems
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
@@ -19,6 +18,7 @@ from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request
 from lgrpo.runs import checkpoints
 from lgrpo.superposition import weights_of
+from lgrpo.verify.answers import boxed
 
 RUNS = Path("runs")
 TINY = "tiny"  # the embedded model, where nothing here has that name

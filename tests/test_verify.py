@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from lgrpo.answers import number, tidy
 from lgrpo.errors import UserError
 from lgrpo.verify import Verifier, boxed
+from lgrpo.verify.answers import number, tidy
 
 
 @pytest.fixture(scope="module")
@@ -340,5 +340,5 @@ def test_numbers_are_graded_in_microseconds() -> None:
 
 
 def test_checking_does_not_import_torch() -> None:
-    code = "import sys, lgrpo.verify, lgrpo.algebra; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    code = "import sys, lgrpo.verify, lgrpo.verify.algebra; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from lgrpo.answers import boxed
 from lgrpo.errors import UserError
+from lgrpo.verify.answers import boxed
 
 PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt")
 ANSWER = ("final_answer", "answer", "ground_truth", "reward_model.ground_truth", "solution", "extra_info.answer")

@@ -1,6 +1,6 @@
 r"""What an answer says: the box it stands in, and the number, choice or text it holds.
 
-Plain readings only, each a few microseconds; whatever they cannot settle is left to computer algebra (`verify.py`).
+Plain readings only, each a few microseconds; whatever they cannot settle is left to computer algebra (`verifier.py`).
 What counts as the same number is decided here:
 
 - `1,234`, `1234`, `1234.0`, `$1,234`, `1{,}234` and `1\,234` are one number; so are `0.50`, `.5`, `1/2` and `\frac12`.

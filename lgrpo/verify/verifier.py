@@ -19,10 +19,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import IO, Any
 
-from lgrpo.answers import boxed, settle, tidy
 from lgrpo.errors import UserError
-
-__all__ = ["Verifier", "boxed"]
+from lgrpo.verify.answers import boxed, settle, tidy
 
 TIMEOUT = 5.0  # seconds for one answer
 LONGEST = 2_000  # characters of a boxed answer: beyond it nobody's answer, and slow to read
@@ -103,7 +101,7 @@ class Verifier:
 
 def _checker(timeout: float) -> list[str]:
     # The parent's search path, whichever way it came by it, and not the current folder, whose files may have any name.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lgrpo.algebra import main; main({timeout!r})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from lgrpo.verify.algebra import main; main({timeout!r})"
     return [sys.executable, "-c", code]
 
 
