@@ -96,7 +96,7 @@ _SHARED: dict[str, tuple[Any, str]] = {
 _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
     "tiny": {
         **_SHARED,
-        "steps": (200, "about ten minutes on two cores"),
+        "steps": (100, "about ten minutes on two cores"),
         "noise_scale": (0.25, "what is learnt under it serves without it; under 1.0 it does not (docs/log.md)"),
         "batch": (64, "as `low`"),
         "update_batch": (16, "as `low`"),
