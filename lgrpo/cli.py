@@ -53,6 +53,14 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
         "--overwrite", is_flag=True, help="Replace another run in the same folder.  [default: refuse]"
     )(function)
     function = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any other setting of the plan shown at the start, such as batch=8 or max_response=512; repeatable.  "
+        "[default: as the plan says]",
+    )(function)
+    function = click.option(
         "--recipe",
         type=click.Choice(["tiny", "low", "high"]),
         help="Set of defaults; `low` and `high` are the published ones.  [default: the checkpoint's, else by size]",
@@ -101,7 +109,6 @@ def init(**options: Any) -> None:
 @training
 @click.option("--steps", type=click.IntRange(1), help="Batches to learn from.  [default: from the recipe]")
 @click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="Learning rate, constant.  [default: recipe]")
-@click.option("--group", type=click.IntRange(2), help="Rollouts a prompt.  [default: 8, published]")
 @click.option(
     "--without",
     multiple=True,

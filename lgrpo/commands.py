@@ -11,8 +11,9 @@ from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
 from lgrpo.interrupt import Stopped
-from lgrpo.latent_sft.schedule import schedule
-from lgrpo.plan import Setting
+from lgrpo.latent_sft.schedule import Schedule, schedule
+from lgrpo.overrides import read_overrides
+from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.runs import Run, checkpoints
@@ -26,6 +27,7 @@ def init(
     data: str | None,
     out: Path | None,
     recipe: str | None,
+    overrides: Sequence[str],
     steps: int | None,
     lr: float | None,
     limit: int | None,
@@ -34,6 +36,7 @@ def init(
     device: str | None,
 ) -> Path:
     """Latent-SFT of `base`; returns the run folder."""
+    given = read_overrides(overrides, Schedule)
     where = session.pick_device(device)
     policy = session.load(base, where.value)
     if policy.latent:
@@ -41,20 +44,23 @@ def init(
     chosen = plan.choose_recipe(policy.card.recipe, recipe, policy.parameters)
     problems, source = session.problems_for(policy, data, "train", limit)
     problems, without_chain = need_chain(problems)
-    like, _ = plan.train_settings(chosen, k=policy.card.k, device=where.value)
+    lengths = {name: given.pop(name, None) for name in ("max_prompt", "max_response")}
+    like, _ = plan.train_settings(chosen, k=policy.card.k, device=where.value, **lengths)
     settings, rows = schedule(
         chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value, seed=seed,
-        steps=steps, walk_lr=lr,
+        steps=steps, walk_lr=lr, **given,
     )  # fmt: skip
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, seed, rows)
     check_examples(policy, train_set, settings)
     out = out or checkpoints.run_folder(session.RUNS, base or session.TINY, "init")
     same = session.identity(
-        base=base or session.TINY, data=source, data_hash=session.data_hash(problems), recipe=chosen.value, seed=seed,
-        lr=lr, limit=limit, steps=steps,
-    )  # fmt: skip
-    options = session.identity(base=base, data=data, recipe=recipe, steps=steps, lr=lr, limit=limit, seed=seed)
+        settings, base=base or session.TINY, data=source, data_hash=session.data_hash(problems), limit=limit
+    )
+    options = {
+        "base": base, "data": data, "recipe": recipe, "overrides": list(overrides), "steps": steps, "lr": lr,
+        "limit": limit, "seed": seed,
+    }  # fmt: skip
     facts = {"device": where.value, "options": options}
     with (
         Verifier() as grader,
@@ -113,9 +119,9 @@ def _train(
     data: str | None,
     out: Path | None,
     recipe: str | None,
+    overrides: Sequence[str],
     steps: int | None,
     lr: float | None,
-    group: int | None,
     without: Sequence[str],
     surrogate: str | None,
     explicit: bool,
@@ -124,6 +130,7 @@ def _train(
     seed: int,
     device: str | None,
 ) -> Path:
+    given = read_overrides(overrides, TrainSettings, without=["k"])
     where = session.pick_device(device)
     source = checkpoints.resolve_checkpoint(checkpoint) if checkpoint else None
     policy = session.load(source, where.value)
@@ -134,26 +141,30 @@ def _train(
     problems, data_source = session.problems_for(policy, data, "train", limit)
     settings, rows = plan.train_settings(
         chosen, k=policy.card.k, device=where.value, seed=seed, explicit=explicit, without=without,
-        steps=steps, lr=lr, group=group, surrogate=surrogate,
+        steps=steps, lr=lr, surrogate=surrogate, **given,
     )  # fmt: skip
     if not explicit and not session.has_latent_chain(policy, source, problems, settings):
         print(f"{name} has no latent chain yet: running `lgrpo init` first", file=sys.stderr)
-        base = init(checkpoint, data, None, recipe, None, None, limit, False, seed, device)
+        base = init(checkpoint, data, None, recipe, (), None, None, limit, False, seed, device)
         return _train(
-            str(base), data, out, recipe, steps, lr, group, without, surrogate, explicit, limit, overwrite, seed, device
-        )
+            str(base), data, out, recipe, overrides, steps, lr, without, surrogate, explicit, limit, overwrite, seed,
+            device,
+        )  # fmt: skip
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, seed, rows)
     out = out or checkpoints.run_folder(session.RUNS, name, "explicit-grpo" if explicit else "grpo")
     same = session.identity(
-        checkpoint=source or session.TINY, data=data_source, data_hash=session.data_hash(problems),
-        recipe=chosen.value, seed=seed, lr=settings.lr, group=settings.group, without=sorted(without),
-        surrogate=settings.surrogate, explicit=explicit, limit=limit,
-    )  # fmt: skip
-    options = session.identity(
-        checkpoint=source, data=data, recipe=recipe, steps=steps, lr=lr, group=group, without=tuple(without),
-        surrogate=surrogate, explicit=explicit, limit=limit, seed=seed, device=device,
-    )  # fmt: skip
+        settings,
+        checkpoint=source or session.TINY,
+        data=data_source,
+        data_hash=session.data_hash(problems),
+        limit=limit,
+    )
+    options = {
+        "checkpoint": source, "data": data, "recipe": recipe, "overrides": list(overrides), "steps": steps, "lr": lr,
+        "without": list(without), "surrogate": surrogate, "explicit": explicit, "limit": limit, "seed": seed,
+        "device": device,
+    }  # fmt: skip
     facts = {"device": where.value, "options": options}
     with (
         Verifier() as grader,

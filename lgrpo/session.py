@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lgrpo import noise, tiny
 from lgrpo.data import files, read_problems
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
+from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
 from lgrpo.problems import Problem, hold_out
@@ -154,6 +155,7 @@ def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Prob
     return 2 * int((heaviest > SINGLE).sum()) < len(heaviest)
 
 
-def identity(**options: Any) -> dict[str, Any]:
-    """What makes two runs the same one, in a form JSON keeps."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+def identity(settings: TrainSettings | Schedule, **sources: Any) -> dict[str, Any]:
+    """What makes two runs the same one: where they begin, and all settings that decide what is computed."""
+    free = ("slots", "micro_tokens", *(["steps", "eval_every"] if isinstance(settings, TrainSettings) else []))
+    return {**sources, **{name: value for name, value in asdict(settings).items() if name not in free}}

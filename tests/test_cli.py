@@ -172,6 +172,21 @@ def test_init_then_train_by_name_and_eval_of_several() -> None:
     assert len(table) == 2
 
 
+def test_any_setting_can_be_set_and_is_recorded_with_its_reason() -> None:
+    done("init", "--limit", "40", "--set", "batch=2", "--set", "train_embedding=no", "--set", "max_response=20")
+    settings = record_of("runs/tiny-init")["settings"]
+    assert settings["batch"] == {"value": 2, "reason": "you set it"}
+    assert settings["train_embedding"]["value"] is False
+    assert settings["max_response"]["value"] == 20
+    done("train", "--steps", "1", "--limit", "40", "--set", "batch = 1", "--set", "group=3")
+    settings = record_of("runs/tiny-grpo")["settings"]
+    assert settings["group"] == {"value": 3, "reason": "you set it"}
+    line = json.loads(Path("runs/tiny-grpo/metrics.jsonl").read_text())
+    assert line["positions"] <= 3 * 12 * SMALL_TRAIN["draws"]
+    refused = lgrpo("train", "runs/tiny-init", "--steps", "2", "--limit", "40")
+    assert "holds another run (batch 1, now 2)" in refused.stderr
+
+
 def test_samples_as_json_are_an_object_a_line(latent: str) -> None:
     lines = done("sample", QUESTION, "--model", latent, "-n", "3", "--explore", "--json").stdout.splitlines()
     rows = [json.loads(line) for line in lines]
@@ -383,7 +398,15 @@ REFUSED: list[tuple[list[str], str]] = [
     (["init", "--steps", "0"], "'--steps': 0 is not in the range x>=1. (see `lgrpo init --help`)"),
     (["init", "--lr", "nan"], "lr must be positive, not nan"),
     (["train", "--lr", "0"], "'--lr': 0.0 is not in the range 0<x<=1."),
-    (["train", "--group", "1"], "'--group': 1 is not in the range x>=2."),
+    (["train", "latent", "--set", "group=1"], "group must be at least 2: an advantage compares rollouts"),
+    (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, clip, draws,"),
+    (["train", "latent", "--set", "batch"], "--set batch=: a whole number is needed"),
+    (["train", "latent", "--set", "batch=1.5"], "--set batch=1.5: a whole number is needed"),
+    (["train", "latent", "--set", "tau=0"], "--set tau=0: it must be more than 0"),
+    (["train", "latent", "--set", "kl=nan"], "--set kl=nan: it must be 0 or more"),
+    (["train", "latent", "--set", "top_p=2"], "--set top_p=2: it must be more than 0, at most 1"),
+    (["train", "latent", "--set", "k=3"], "--set k=3: there is no such setting"),
+    (["init", "--set", "train_embedding=2"], "--set train_embedding=2: yes or no is needed"),
     (["train", "--steps", "many"], "'--steps': 'many' is not a valid integer range."),
     (["train", "--recipe", "huge"], "'--recipe': 'huge' is not one of 'tiny', 'low', 'high'."),
     (["init", "--recipe", "huge"], "'--recipe': 'huge' is not one of 'tiny', 'low', 'high'."),

@@ -1,0 +1,46 @@
+"""`--set NAME=VALUE`: any setting of a plan from the command line, checked before anything begins."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from lgrpo.errors import UserError
+
+_ELSEWHERE = {  # settings that have an option of their own, or come with the checkpoint
+    "recipe", "seed", "steps", "lr", "walk_lr", "explicit", "surrogate", "one_sided", "mask_invalid", "first_token",
+}  # fmt: skip
+_MAY_BE_ZERO = {"kl", "noise_scale", "weight_decay", "smoothing", "lr_warm_up"}
+_SHARES = {"top_p", "noise_top_p", "smoothing", "lr_warm_up"}  # at most 1
+_WORDS = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def read_overrides(pairs: Sequence[str], settings: type, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Values by name, of the types that the dataclass `settings` declares. Raises UserError with the remedy.
+
+    `without` are names that this command cannot change.
+    """
+    types = {field.name: field.type for field in fields(settings) if field.name not in {*_ELSEWHERE, *without}}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = (part.strip() for part in pair.partition("="))
+        if name not in types:
+            raise UserError(f"--set {pair}: there is no such setting; there are {', '.join(sorted(types))}")
+        values[name] = _value(name, text, types[name])
+    return values
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text.lower() not in _WORDS:
+            raise UserError(f"--set {name}={text}: yes or no is needed")
+        return _WORDS[text.lower()]
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UserError(f"--set {name}={text}: {'a whole' if kind is int else 'a'} number is needed") from None
+    zero = name in _MAY_BE_ZERO or name.endswith("_steps")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero) or (name in _SHARES and value > 1):
+        wanted = f"{'0 or more' if zero else 'more than 0'}{', at most 1' if name in _SHARES else ''}"
+        raise UserError(f"--set {name}={text}: it must be {wanted}")
+    return value
