@@ -179,7 +179,6 @@ def train_settings(
         table[switches[technique]] = (False, f"you set --without {technique}")
     if explicit:
         table["first_token"] = (False, "there is no latent first step")
-        table["max_response"] = (table["max_response"][0], table["max_response"][1])
     for name, value in chosen.items():
         if value is not None:
             table[name] = (value, "you set it")
