@@ -57,15 +57,15 @@ def sample(
             for number, words in enumerate(steps, 1):
                 line = "  ".join(f"{clean(word)} {weight:.2f}" for word, weight in words if weight >= 0.005)
                 print(f"{number:3}  {line}", file=sys.stderr)
-            if not rollout.valid:
-                print(f"(cut off after {rollout.length} positions)", file=sys.stderr)
+        if not rollout.valid:
+            print(f"(cut off after {rollout.length} positions; --max-response allows more)", file=sys.stderr)
         if as_json:
             print(json.dumps({
                 "problem": problem, "answer": boxed(text), "text": text, "latent_length": rollout.latent_length,
                 "explicit_length": rollout.explicit_length, "valid": rollout.valid, "chain": steps,
             }))  # fmt: skip
         else:
-            print(clean(text))
+            print(clean(text, lines=True))
 
 
 def evaluate(

@@ -73,7 +73,7 @@ def init(
         policy.card = replace(policy.card, data=source)
         show.plan(_plan(chosen, where, source, train_set, held_out, rows))
         _say_left_out(show, without_chain, "have no chain of thought")
-        _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions")
+        _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         try:
             initialise(policy, train_set, held_out, settings, grader, run, show)
         except KeyboardInterrupt:
@@ -180,7 +180,7 @@ def _train(
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
         policy.card = replace(policy.card, data=data_source)
         show.plan(_plan(chosen, where, data_source, train_set, held_out, plan_rows))
-        _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions")
+        _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         learn(policy, train_set, held_out, settings, grader, run, show, initial)
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")

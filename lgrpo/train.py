@@ -69,6 +69,7 @@ def train(
     show.stage("train", settings.steps, progress.step)
     with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
+            show.say(f"scoring the starting point on {len(held_out)} held-out problems")
             _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
         while progress.step < settings.steps and not stop:
             started = time.monotonic()
