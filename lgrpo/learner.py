@@ -109,9 +109,10 @@ class Learner:
             taken += 1
         return parts
 
-    def _logprob(self, policy: Policy, batch: scoring.Batch, advantage: Tensor | None = None) -> Tensor:
+    def _logprob(self, policy: Policy, batch: scoring.Batch) -> Tensor:
+        """[N, T], with its true gradient."""
         components, hard = scoring.component_logprobs(policy, batch, self.settings.temperature)
-        return scoring.logprob(components, hard, batch, self.settings.latent_settings, advantage)
+        return scoring.logprob(components, hard, batch, self.settings.latent_settings)
 
     def _update(self, mini: list[_Micro], advantages: Tensor, keeps: Tensor) -> dict[str, float]:
         """One optimiser step over its micro-batches; the loss is counted once over all of them."""
@@ -122,12 +123,15 @@ class Learner:
             mask = micro.batch.mask
             advantage = advantages[micro.numbers].to(mask.device)[:, None].repeat(1, mask.shape[1])
             advantage[:, 0] *= keeps[micro.numbers].to(mask.device)
-            logprob = self._logprob(self.policy, micro.batch, advantage)
+            components, hard = scoring.component_logprobs(self.policy, micro.batch, settings.temperature)
+            logprob = scoring.logprob(components, hard, micro.batch, settings.latent_settings, advantage)
             loss = objective.ppo_loss(
                 logprob, micro.old, advantage, mask, settings.clip, settings.dual_clip, count
             )
             if micro.reference is not None:
-                kl = objective.masked_mean(objective.kl_penalty(logprob, micro.reference), mask, count)
+                # Its gradient is the true one: the mirrored one would push away from the initial policy.
+                plain = scoring.logprob(components, hard, micro.batch, settings.latent_settings)
+                kl = objective.masked_mean(objective.kl_penalty(plain, micro.reference), mask, count)
                 loss = loss + settings.kl * kl
                 kl_sum += float(kl.detach())
             loss.backward()

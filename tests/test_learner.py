@@ -35,12 +35,12 @@ def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
     models.compute_in_float64(monkeypatch)
 
 
-def drawn(policy: Policy, count: int = 4) -> list[Group]:
-    """Groups with invalid rollouts, prompts of different lengths, and rewards that differ."""
+def drawn(policy: Policy, count: int = 4, **changes: Any) -> list[Group]:
+    """Groups with invalid rollouts, prompts of different lengths, and rewards that differ; `changes` of the noise."""
     groups = []
     for number in range(count):
         requests = [Request(prompt(7 + number), noise.row_key(2, number, n)) for n in range(SIZE)]
-        rollouts = engine(policy).generate(requests)
+        rollouts = engine(policy, **changes).generate(requests)
         rewards = [1.0, 0.0, 1.0, 1.0] if number % 2 else [0.0, 1.0, 1.0, 0.0]
         groups.append(Group(Problem(f"problem {number}", "1"), rollouts, rewards))
     return groups
@@ -132,6 +132,24 @@ def test_the_kl_is_a_mean_over_all_positions() -> None:
     assert numbers["kl"] == pytest.approx(sum(terms) / len(terms), abs=1e-9)
     plain, _ = learn(policy, groups)
     assert numbers["loss"] == pytest.approx(plain["loss"] + 0.1 * numbers["kl"], abs=1e-9)
+
+
+def test_the_kl_keeps_its_true_gradient_where_that_of_the_objective_is_mirrored() -> None:
+    """Two-sided noise gives negative margins at once; with the mirrored gradient the KL would push the wrong way."""
+    policy, initial = models.policy("qwen2"), another_policy()
+    groups = drawn(policy, one_sided=False)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    terms = []
+    for rollout in rollouts:
+        ours, theirs = (reference.rescore(p, rollout, 1.0, TEXTS.temperature) for p in (policy, initial))
+        gaps = [there.detach() - here for here, there in zip(ours, theirs, strict=True)]
+        terms += [(gap.exp() - gap - 1).clamp(-10, 10) for gap in gaps]
+    kl = torch.autograd.grad(torch.stack(terms).mean(), policy.trainable())
+    expected = torch.cat([gradient.flatten() for gradient in kl])
+    _, (with_kl,) = learn(policy, groups, initial, kl=0.1)
+    _, (without,) = learn(policy, groups)
+    assert float(expected.norm()) > 1e-3
+    assert torch.allclose((with_kl - without) / 0.1, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_first_optimiser_step_has_ratio_one_and_later_ones_keep_their_old_log_probabilities(
