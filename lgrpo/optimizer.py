@@ -53,10 +53,12 @@ class Optimizer:
         if not grads or not norm < float("inf"):
             self.clear()
             return StepReport(norm, 0.0, True)
+        del grads  # each goes as soon as its float32 copy is made: all of them twice would be 6 bytes a weight
         scale = min(1.0, self.max_grad_norm / (norm + 1e-6))
         for parameter, exact in zip(self.parameters, self.exact, strict=True):
             if parameter.grad is not None:
-                exact.grad = parameter.grad.float() * scale
+                grad, parameter.grad = parameter.grad, None
+                exact.grad = grad.float() * scale
         before = [_sample(exact) for exact in self.exact]
         self.inner.step()
         after = [_sample(exact) for exact in self.exact]

@@ -5,8 +5,9 @@ eight GPUs. `low` and `high` run the same three steps and the same stage 2, comp
 and train all weights but the embeddings. `tiny`'s values were chosen by the experiments in docs/log.md.
 
 Memory, all weights trained (bfloat16, its gradient, a float32 copy and 8-bit states): 10 bytes a parameter for each
-model that is trained, 2 for one that is not, and activations. 1 B parameters: 25 GB for the joint step, 13 GB for
-stage 2. 7 B parameters: 90 GB for one model at a time; both would take 150, so `high` leaves the joint step out.
+model that is trained, 12 while the optimizer moves it (the gradient is float32 then), 2 for one that is not, and
+activations. 1.2 B parameters: 30 GB for the joint step, 15 GB for stage 2. 7.6 B parameters: 107 GB for one model while
+the other rests; both would take 183, so `high` leaves the joint step out.
 """
 
 from dataclasses import dataclass, fields
@@ -149,8 +150,8 @@ def schedule(
     """The settings of `init`, and the plan that explains them as (name, value, reason).
 
     max_prompt and max_response are those of the recipe's reinforcement. `steps` is the sum over all parts, which share
-    it as in the recipe. `chosen` overrides single settings; None leaves
-    one alone. Raises UserError on a value out of range.
+    it as in the recipe. `chosen` overrides single settings; None leaves one alone. Raises UserError on a value out of
+    range.
     """
     table = dict(_RECIPES[recipe])
     table["recipe"] = (recipe, "from the plan")
