@@ -42,9 +42,9 @@ class People(click.Group):
 def shared(function: Callable[..., None]) -> Callable[..., None]:
     """Options every command has."""
     function = click.option("--device", help="cpu, cuda, cuda:1, ...  [default: the first GPU, else the CPU]")(function)
-    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all randomness.")(
-        function
-    )
+    return click.option(
+        "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of all randomness."
+    )(function)
 
 
 def training(function: Callable[..., None]) -> Callable[..., None]:

@@ -50,6 +50,8 @@ def init(
         chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value, seed=seed,
         steps=steps, walk_lr=lr, **given,
     )  # fmt: skip
+    if settings.k > (tokens := len(policy.tokenizer)):
+        raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, seed, rows)
     check_examples(policy, train_set, settings)
@@ -181,6 +183,8 @@ def _train(
         policy.card = replace(policy.card, data=data_source)
         show.plan(_plan(chosen, where, data_source, train_set, held_out, plan_rows))
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
+        if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
+            show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
         learn(policy, train_set, held_out, settings, grader, run, show, initial)
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")

@@ -1,6 +1,7 @@
 """What every command needs first: the device, the model, the problems."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -120,11 +121,15 @@ def data_hash(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
+def positions_of(policy: Policy) -> float:
+    """How many positions the model was made for; without end where its configuration does not say."""
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return math.inf if positions is None else positions
+
+
 def check_room(policy: Policy, problems: Sequence[Problem], max_response: int | None) -> None:
     """Raises UserError where a prompt, or the longest response asked for, is more than the model has positions."""
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return
+    positions = positions_of(policy)
     if max_response is not None and max_response > positions:
         raise UserError(f"--max-response {max_response} is more than the {positions} positions of {policy.name}")
     longest = max(len(policy.prompt_ids(one.problem, policy.latent)) for one in problems)

@@ -179,13 +179,17 @@ def test_any_setting_can_be_set_and_is_recorded_with_its_reason() -> None:
     assert settings["batch"] == {"value": 2, "reason": "you set it"}
     assert settings["train_embedding"]["value"] is False
     assert settings["max_response"]["value"] == 20
-    done("train", "--steps", "1", "--limit", "40", "--set", "batch = 1", "--set", "group=3")
+    trained = done("train", "--steps", "1", "--limit", "40", "--set", "batch = 1", "--set", "group=3")
+    assert "was made for" not in trained.stderr
     settings = record_of("runs/tiny-grpo")["settings"]
     assert settings["group"] == {"value": 3, "reason": "you set it"}
     line = json.loads(Path("runs/tiny-grpo/metrics.jsonl").read_text())
     assert line["positions"] <= 3 * 12 * SMALL_TRAIN["draws"]
     refused = lgrpo("train", "runs/tiny-init", "--steps", "2", "--limit", "40")
     assert "holds another run (batch 1, now 2)" in refused.stderr
+    options = ["--set", "max_prompt=2040", "--out", "longer"]
+    longer = done("train", "runs/tiny-init", "--steps", "1", "--limit", "40", *options).stderr
+    assert "2052 positions of prompt and response are more than the 2048 runs/tiny-init was made for" in longer
 
 
 def test_samples_as_json_are_an_object_a_line(latent: str) -> None:
@@ -407,6 +411,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "latent", "--set", "kl=nan"], "--set kl=nan: it must be 0 or more"),
     (["train", "latent", "--set", "top_p=2"], "--set top_p=2: it must be more than 0, at most 1"),
     (["train", "latent", "--set", "k=3"], "--set k=3: there is no such setting"),
+    (["init", "--set", "k=99999"], "--set k=99999: tiny has "),
     (["init", "--set", "train_embedding=2"], "--set train_embedding=2: yes or no is needed"),
     (["train", "--steps", "many"], "'--steps': 'many' is not a valid integer range."),
     (["train", "--recipe", "huge"], "'--recipe': 'huge' is not one of 'tiny', 'low', 'high'."),
@@ -417,7 +422,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["sample", "3?", "--temperature", "-1"], "'--temperature': -1.0 is not in the range x>=0."),
     (["eval", "--runs", "0"], "'--runs': 0 is not in the range x>=1."),
     (["eval", "--samples", "-1"], "'--samples': -1 is not in the range x>=0."),
-    (["sample", "3?", "--seed", "-1"], "'--seed': -1 is not in the range x>=0."),
+    (["sample", "3?", "--seed", "-1"], "'--seed': -1 is not in the range 0<=x<=4294967295."),
+    (["train", "--seed", f"{2**64}"], "'--seed': 18446744073709551616 is not in the range"),
     (["retrain"], "No such command 'retrain'."),
 ]  # fmt: skip
 
