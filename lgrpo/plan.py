@@ -105,9 +105,9 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "surrogate": ("weighted", "the published mean over K did not learn at this scale (docs/log.md)"),
         "keep_invalid_in_statistics": (True, "as `low`"),
         "kl": (0.0, "as `low`"),
-        "lr": (5e-5, "twice that gains no more, five times that loses (docs/log.md)"),
+        "lr": (5e-5, "twice that gains no more, six times that loses (docs/log.md)"),
         "held_out": (1024, "standard error of 1 point: fine enough to choose among ten checkpoints"),
-        "eval_every": (10, "about twice a minute"),
+        "eval_every": (10, "about once a minute"),
     },
     "low": {
         **_SHARED,
@@ -134,7 +134,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "keep_invalid_in_statistics": (False, _PAPER),
         "kl": (0.001, _PAPER),
         "lr": (1e-6, _PAPER),
-        "held_out": (64, "long answers: an evaluation costs as much as two steps"),
+        "held_out": (64, "a quarter of a batch's rollouts; standard error of 6 points"),
         "eval_every": (20, "a tenth of the time at most"),
     },
 }
