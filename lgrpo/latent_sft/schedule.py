@@ -2,7 +2,7 @@
 
 The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage 1 and seventy on stage 2, with LoRA on
 eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
-and train all weights but the embeddings. `tiny`'s values were chosen by the experiments in docs/log.md.
+and train all weights but the embeddings. What was measured for `tiny` stands beside each value.
 
 Memory, all weights trained (bfloat16, its gradient, a float32 copy and 8-bit states): 10 bytes a parameter for each
 model that is trained, 12 while the optimizer moves it (the gradient is float32 then), 2 for one that is not, and
