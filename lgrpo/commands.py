@@ -147,6 +147,7 @@ def _train(
     )  # fmt: skip
     if not explicit and not session.has_latent_chain(policy, source, problems, settings):
         print(f"{name} has no latent chain yet: running `lgrpo init` first", file=sys.stderr)
+        del policy  # `init` loads its own, and a GPU may not hold two beside the optimizer
         base = init(checkpoint, data, None, recipe, (), None, None, limit, False, seed, device)
         return _train(
             str(base), data, out, recipe, overrides, steps, lr, without, surrogate, explicit, limit, overwrite, seed,
