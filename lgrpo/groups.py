@@ -31,7 +31,7 @@ class Group:
     rewards: list[float]  # 1.0 right, 0.0 wrong
 
     def has_signal(self, settings: TrainSettings) -> bool:
-        """Rewards differ, and not only between rollouts that count and those that are masked."""
+        """Rewards differ, and masking leaves some rollout an advantage."""
         return min(self.rewards) != max(self.rewards) and bool(advantages_of([self], settings).any())
 
 
