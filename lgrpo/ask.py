@@ -130,9 +130,10 @@ def _score(
 
 
 def _engine_settings(policy: Policy, device: str, max_response: int | None) -> TrainSettings:
-    """The recipe's rollout settings, for a policy that is only asked."""
+    """Rollout settings of a policy that is only asked: those it was trained under, else the recipe's."""
     chosen = plan.choose_recipe(policy.card.recipe, None, policy.parameters)
-    settings, _ = plan.train_settings(
-        chosen, k=policy.card.k, device=device, explicit=not policy.latent, max_response=max_response
-    )
+    kept: dict[str, Any] = {name: value for name, value in policy.card.rollout.items() if name in plan.ROLLOUT}
+    if max_response is not None:
+        kept["max_response"] = max_response
+    settings, _ = plan.train_settings(chosen, k=policy.card.k, device=device, explicit=not policy.latent, **kept)
     return settings

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+SPARE = 0.9  # share of the free memory a cache may take
+
 
 class SlotCache(Cache):
     """Preallocated keys and values of S slots and C columns a layer, for one decode step at a time.
@@ -57,3 +59,20 @@ class SlotCache(Cache):
         for tensors in (self.keys, self.values):
             for tensor in tensors:
                 tensor[target, :, : self.width] = tensor[source, :, : self.width]
+
+
+def bytes_per_column(model: Any) -> int:
+    """Memory of one position's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    depth = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * depth * model.dtype.itemsize)
+
+
+def rows_that_fit(model: Any, columns: int) -> int:
+    """Slots of `columns` positions for which a GPU has memory left, at least one; without a GPU there is no bound."""
+    if model.device.type != "cuda":
+        return 1 << 30
+    free, _ = torch.cuda.mem_get_info(model.device)
+    reusable = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+    return max(1, int(SPARE * (free + reusable)) // (columns * bytes_per_column(model)))

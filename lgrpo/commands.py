@@ -72,7 +72,7 @@ def init(
         if run.finished:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
             return out
-        policy.card = replace(policy.card, data=source)
+        policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
         show.plan(_plan(chosen, where, source, train_set, held_out, rows))
         _say_left_out(show, without_chain, "have no chain of thought")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")

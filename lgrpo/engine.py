@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from lgrpo import noise, superposition
-from lgrpo.cache import SlotCache
+from lgrpo.cache import SlotCache, rows_that_fit
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.superposition import LatentSettings
+
+PREFILL = 1 << 15  # prompt positions that go through the model at a time
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ class Engine:
         if not requests:
             return []
         rollouts: dict[int, Rollout] = {}
-        state = _Slots(self, min(self.slots, len(requests)), max(len(request.prompt) for request in requests))
+        longest = max(len(request.prompt) for request in requests)
+        capacity = min(self.slots, len(requests), rows_that_fit(self.policy.model, longest + self.max_response))
+        state = _Slots(self, capacity, longest)
         waiting = deque(enumerate(requests))
         while waiting or state.rows:
             while waiting and state.rows < state.capacity:
-                state.admit([waiting.popleft() for _ in range(min(len(waiting), state.capacity - state.rows))])
+                room = min(len(waiting), state.capacity - state.rows, max(1, PREFILL // longest))
+                state.admit([waiting.popleft() for _ in range(room)])
             self._decode_step(state)
             for index, rollout in state.collect():
                 rollouts[index] = rollout

@@ -17,6 +17,7 @@ from lgrpo.superposition import LatentSettings
 
 RECIPES = ("tiny", "low", "high")
 TECHNIQUES = ("masking", "one-sided", "first-token")
+ROLLOUT = ("max_response", "tau", "noise_scale", "temperature", "top_p", "top_k")  # see TrainSettings.rollout
 SURROGATES = ("published", "weighted")
 
 
@@ -69,6 +70,11 @@ class TrainSettings:
     def latent_settings(self) -> LatentSettings:
         weighted = self.surrogate == "weighted"
         return LatentSettings(self.k, self.tau, self.noise_scale, self.one_sided, self.noise_top_p, weighted)
+
+    @property
+    def rollout(self) -> dict[str, float]:
+        """What a checkpoint's card keeps, so that later commands ask it the way it was trained."""
+        return {name: getattr(self, name) for name in ROLLOUT}
 
     @property
     def text_settings(self) -> TextSettings:

@@ -7,7 +7,7 @@ tokenizer at each load and never stored in code (docs/method.md, 1).
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Card:
     recipe: str | None = None  # None: chosen from the model's size
     k: int = 10  # tokens in a superposition
     data: str | None = None  # what it was trained on: the default of later commands
+    rollout: dict[str, float] = field(default_factory=dict)  # settings it was trained to answer under, by their names
 
 
 class Policy:
@@ -209,6 +210,8 @@ def read_card(source: str | Path) -> Card:
         raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
     if card.mode not in ("latent", "explicit") or type(card.k) is not int or card.k < 1:
         raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
+    if not isinstance(card.rollout, dict) or not all(type(v) in (int, float) and v >= 0 for v in card.rollout.values()):
+        raise UserError(f"{path}: rollout must hold settings by name, each a number that is not negative")
     return card
 
 

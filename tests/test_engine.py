@@ -10,8 +10,10 @@ import pytest
 import reference
 import torch
 from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
+from transformers.cache_utils import DynamicCache
 
 from lgrpo import noise
+from lgrpo.cache import SlotCache, bytes_per_column
 from lgrpo.engine import Engine, TextSettings
 from lgrpo.policy import Card, Policy
 from lgrpo.rollout import LATENT, Request, Rollout
@@ -285,3 +287,25 @@ def test_a_hard_token_is_scored_at_the_training_temperature() -> None:
     logits = policy.model(input_ids=torch.tensor([prompt(8)])).logits[0, -1]
     expected = (logits / 0.6).log_softmax(-1)[rollout.tokens[0]].detach()
     assert float(rollout.logprob[0]) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "smollm", "qwen3", "gemma", "gpt-neox"])
+def test_the_memory_of_a_cache_is_foreseen(architecture: str) -> None:
+    """What the plan for a GPU counts with is what the cache allocates."""
+    policy = models.policy(architecture)
+    cache = SlotCache(slots=3, columns=20)
+    prefill = DynamicCache()
+    ids = torch.tensor([prompt(5)])
+    causal = torch.ones(1, 5, 5, dtype=torch.bool).tril()
+    policy.hidden(policy.embedding(ids), causal, torch.arange(5)[None], prefill)
+    cache.fill(prefill, torch.tensor([0]), torch.tensor([1]))
+    taken = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
+    assert taken == 3 * 20 * bytes_per_column(policy.model)
+
+
+def test_prompts_that_are_prefilled_in_pieces_give_the_same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, requests = models.policy("llama", torch.float32), mixed_requests()
+    whole = engine(policy).generate(requests)
+    monkeypatch.setattr("lgrpo.engine.PREFILL", 25)
+    for ours, theirs in zip(engine(policy).generate(requests), whole, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)

@@ -1,0 +1,48 @@
+"""What only a GPU can show: bf16 rollouts, their re-scoring and updates on CUDA. Run with `pytest -m gpu`."""
+
+from dataclasses import replace
+
+import models
+import pytest
+import torch
+from models import LATENTS, LIMIT, TEXTS
+
+from lgrpo.engine import Engine
+from lgrpo.groups import Group
+from lgrpo.learner import Learner
+from lgrpo.plan import Setting, train_settings
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.rollout import Request
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def on_gpu(dtype: torch.dtype) -> Policy:
+    made = models.policy("llama", dtype)
+    made.model.to("cuda")
+    return made
+
+
+def requests() -> list[Request]:
+    return [replace(one, prompt=models.prompt(9)) for one in models.mixed_requests(16)]
+
+
+def test_rollouts_do_not_depend_on_the_batch() -> None:
+    policy = on_gpu(torch.float32)
+    together = Engine(policy, LATENTS, TEXTS, LIMIT, 16).generate(requests())
+    alone = [Engine(policy, LATENTS, TEXTS, LIMIT, 1).generate([one])[0] for one in requests()]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_a_bf16_update_moves_the_weights_and_starts_at_ratio_one() -> None:
+    policy = on_gpu(torch.bfloat16)
+    rollouts = Engine(policy, LATENTS, TEXTS, LIMIT, 16).generate(requests())
+    groups = [Group(Problem("p", "1"), rollouts[at : at + 8], [1.0, 0.0] * 4) for at in (0, 8)]
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", mask_invalid=False)
+    before = [parameter.detach().clone() for parameter in policy.trainable()]
+    numbers = Learner(policy, replace(settings, lr=1e-2)).learn(groups)
+    assert numbers["clip_fraction"] == 0.0
+    assert numbers["moved"] > 0.9
+    assert any(not torch.equal(old, new) for old, new in zip(before, policy.trainable(), strict=True))
