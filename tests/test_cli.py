@@ -192,6 +192,14 @@ def test_any_setting_can_be_set_and_is_recorded_with_its_reason() -> None:
     assert "2052 positions of prompt and response are more than the 2048 runs/tiny-init was made for" in longer
 
 
+def test_of_few_problems_a_fifth_is_held_out() -> None:
+    Path("data.jsonl").write_text(FILES["good.jsonl"])
+    done("init", "--data", "data.jsonl", "--steps", "2")
+    assert record_of("runs/tiny-init")["settings"]["held_out"] == {"value": 1, "reason": "a fifth of the 9 problems"}
+    event = [json.loads(line) for line in Path("runs/tiny-init/events.jsonl").read_text().splitlines()][-1]
+    assert (event["event"], event["problems"]) == ("held_out", 1)
+
+
 def test_samples_as_json_are_an_object_a_line(latent: str) -> None:
     lines = done("sample", QUESTION, "--model", latent, "-n", "3", "--explore", "--json").stdout.splitlines()
     rows = [json.loads(line) for line in lines]
