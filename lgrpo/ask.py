@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lgrpo import evaluate as evaluation
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.plan import TrainSettings
-from lgrpo.policy import Policy
+from lgrpo.policy import CARD, Card, Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
 from lgrpo.text import clean
@@ -38,10 +39,12 @@ def sample(
     if not problem.strip():
         raise UserError("no problem given; put it in quotes, or pipe it in")
     where = session.pick_device(device)
-    policy = session.load(model or str(session.newest()), where.value)
-    settings = _engine_settings(policy, where.value, max_response)
-    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
+    model = model or str(session.newest())
+    policy = session.load(model, where.value)
     asked = Problem(problem, "")
+    settings = _engine_settings(policy, where.value, max_response)
+    policy.card = _recognised(policy, model, [asked], settings)
+    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     session.check_room(policy, [asked], max_response)
     prompt = tuple(policy.prompt_ids(problem, policy.latent))
     scale = settings.noise_scale if explore else 0.0
@@ -90,8 +93,9 @@ def evaluate(
             policy = session.load(checkpoint, where.value)
             endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
             problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit)
-            session.check_room(policy, problems, max_response)
             settings = _engine_settings(policy, where.value, max_response)
+            policy.card = _recognised(policy, checkpoint, problems, settings)
+            session.check_room(policy, problems, max_response)
             score = _score(policy, problems, settings, runs, samples, seed, grader, show, checkpoint)
             results.append({"checkpoint": checkpoint, "results": [score.as_json(Path(source).stem)]})
         if grader.failures:
@@ -127,6 +131,15 @@ def _score(
     answered = ask("Pass@1", runs, 0.0)
     explored = ask("pass@k", samples, settings.noise_scale) if samples else []
     return evaluation.summarise(answered, explored)
+
+
+def _recognised(policy: Policy, name: str, problems: Sequence[Problem], settings: TrainSettings) -> Card:
+    """The policy's card; a latent one where the checkpoint has none and turns out to have a latent chain."""
+    source = None if session.is_tiny(name) else session.find(name)
+    if policy.latent or not session.has_latent_chain(policy, source, problems, settings):
+        return policy.card
+    print(f"{name} has no {CARD}, but answers after a latent chain: it is asked for one", file=sys.stderr)
+    return replace(policy.card, mode="latent")
 
 
 def _engine_settings(policy: Policy, device: str, max_response: int | None) -> TrainSettings:

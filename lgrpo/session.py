@@ -17,7 +17,7 @@ from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
 from lgrpo.problems import Problem, hold_out
-from lgrpo.rollout import LATENT, Request
+from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.runs import checkpoints
 from lgrpo.superposition import weights_of
 from lgrpo.verify.answers import boxed
@@ -26,6 +26,7 @@ RUNS = Path("runs")
 TINY = "tiny"  # the embedded model, where nothing here has that name
 ARITHMETIC = "arithmetic"
 PROBED = 16  # problems a foreign checkpoint is tried on
+FIRST = 32  # positions of its chain that tell an explicit model
 SINGLE = 0.9  # a superposition whose heaviest token has more weight is that token
 
 
@@ -149,15 +150,30 @@ def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Prob
     if policy.latent or source is None or (Path(source) / CARD).is_file():
         return policy.latent
     prompts = [(one, tuple(policy.prompt_ids(one.problem, latent=True))) for one in problems[: 4 * PROBED]]
-    prompts = [(one, ids) for one, ids in prompts if len(ids) <= settings.max_prompt][:PROBED]
-    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, PROBED)
-    rollouts = engine.generate([Request(ids, noise.row_key(0, one.key, 0), True, 0.0) for one, ids in prompts])
-    walked = [r for r in rollouts if r.valid and boxed(policy.decode(r.hard_tokens)) is not None]
-    if not walked or 2 * len(walked) < len(rollouts):
+    requests = [
+        Request(ids, noise.row_key(0, one.key, 0), True, 0.0) for one, ids in prompts if len(ids) <= settings.max_prompt
+    ][:PROBED]
+
+    def walk(positions: int) -> list[Rollout]:
+        engine = Engine(policy, settings.latent_settings, settings.text_settings, positions, PROBED)
+        return engine.generate(requests)
+
+    if not _mixes(
+        walk(min(FIRST, settings.max_response)), settings.tau
+    ):  # an explicit model is known by its first steps
         return False
-    scores = torch.cat([rollout.scores[rollout.tokens == LATENT] for rollout in walked])
-    heaviest = weights_of(scores, settings.tau).amax(-1)  # [steps]
-    return 2 * int((heaviest > SINGLE).sum()) < len(heaviest)
+    rollouts = walk(settings.max_response)
+    walked = [r for r in rollouts if r.valid and boxed(policy.decode(r.hard_tokens)) is not None]
+    return 2 * len(walked) >= len(rollouts) and _mixes(walked, settings.tau)
+
+
+def _mixes(rollouts: Sequence[Rollout], tau: float) -> bool:
+    """Whether at least half of the latent steps are more than one token."""
+    scores = [rollout.scores[rollout.tokens == LATENT] for rollout in rollouts]
+    if sum(map(len, scores)) == 0:
+        return False
+    heaviest = weights_of(torch.cat(scores), tau).amax(-1)  # [steps]
+    return 2 * int((heaviest > SINGLE).sum()) <= len(heaviest)
 
 
 def identity(settings: TrainSettings | Schedule, **sources: Any) -> dict[str, Any]:

@@ -285,6 +285,13 @@ def test_a_latent_model_without_a_card_is_told_from_an_explicit_one(
     assert (kept in trained.stderr) == mixtures
     assert ("latent has no latent chain yet: running `lgrpo init` first" in trained.stderr) != mixtures
     assert Path("runs/latent-init").exists() != mixtures
+    scored = done("eval", latent, "--data", "arithmetic", "--limit", "2", "--runs", "1", "--samples", "0", "--json")
+    assert (
+        "latent has no lgrpo.json, but answers after a latent chain: it is asked for one" in scored.stderr
+    ) == mixtures
+    assert (json.loads(scored.stdout)["results"][0]["latent_length"] > 0) == mixtures
+    asked = done("sample", QUESTION, "--model", latent, "--json")
+    assert (json.loads(asked.stdout)["latent_length"] > 0) == mixtures
     assert json.loads(Path("runs/latent-grpo/checkpoints/step-000001/lgrpo.json").read_text())["mode"] == "latent"
 
 
