@@ -1,6 +1,6 @@
 """Drawing groups of rollouts that teach something (docs/method.md, 4, dynamic sampling)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,7 +65,7 @@ class Sampler:
         self.policy, self.engine, self.problems = policy, engine, problems
         self.grader, self.settings = grader, settings
 
-    def collect(self, cursor: int, on_group: Callable[[int], None] | None = None) -> Drawn:
+    def collect(self, cursor: int) -> Drawn:
         """Draw groups from `cursor` on until `batch` have signal or `draws` batches' worth were drawn.
 
         The size of each further draw follows from how many groups had signal so far.
@@ -81,8 +81,6 @@ class Sampler:
             cursor += size
             seen += groups
             kept += [group for group in groups if group.has_signal(self.settings)]
-            if on_group:
-                on_group(min(len(kept), wanted))
             if len(kept) >= wanted:
                 break
         return Drawn(kept[:wanted], seen, cursor)

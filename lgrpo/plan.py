@@ -16,9 +16,7 @@ from lgrpo.errors import UserError
 from lgrpo.superposition import LatentSettings
 
 RECIPES = ("tiny", "low", "high")
-TECHNIQUES = ("masking", "one-sided", "first-token")
 ROLLOUT = ("max_response", "tau", "noise_scale", "temperature", "top_p", "top_k")  # see TrainSettings.rollout
-SURROGATES = ("published", "weighted")
 
 
 class Setting(NamedTuple):

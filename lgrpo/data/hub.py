@@ -67,7 +67,7 @@ def _cached(name: str) -> Path | None:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", local_files_only=True))
-    except Exception:
+    except (OSError, ValueError):  # not in the cache; no name the hub could have
         return None
 
 
