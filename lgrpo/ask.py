@@ -82,7 +82,7 @@ def evaluate(
     seed: int,
     device: str | None,
 ) -> None:
-    """Score each checkpoint; a table on stderr, or JSON on stdout."""
+    """Score each checkpoint: a table, or JSON, on stdout."""
     where = session.pick_device(device)
     names = checkpoints or [str(session.newest())]
     for checkpoint in names:

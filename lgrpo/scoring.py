@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lgrpo import superposition
+from lgrpo.chunks import by_chunks, embedding_table
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Rollout
 from lgrpo.superposition import LatentSettings
 
-LOGITS_PER_CHUNK = 1 << 26  # float32 logits alive at a time: 256 MiB
 COLUMNS = 1024  # positions of a packed row: attention costs their square, so long responses stay apart
 
 
@@ -132,21 +131,16 @@ def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tupl
     states = states_of(policy, batch)
     tokens, indices = batch.tokens[batch.mask], batch.indices[batch.mask]
 
-    def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
         logits = policy.head(states)
         components = logits.gather(1, indices) - logits.logsumexp(-1, keepdim=True)
         scaled = logits / temperature
-        hard = scaled.gather(1, tokens.clamp(min=0)[:, None])[:, 0] - scaled.logsumexp(-1)
-        latent = tokens == LATENT
-        return components * latent[:, None], hard * ~latent
+        hard = scaled.gather(1, tokens.clamp(min=0)[:, None]) - scaled.logsumexp(-1, keepdim=True)
+        latent = (tokens == LATENT)[:, None]
+        return torch.cat([components * latent, hard * ~latent], 1)
 
-    rows = max(1, LOGITS_PER_CHUNK // policy.model.get_output_embeddings().weight.shape[0])
-    pieces = list(zip(states.split(rows), tokens.split(rows), indices.split(rows), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
-        done = [chunk(*piece) for piece in pieces]
-    else:
-        done = [checkpoint(chunk, *piece, use_reentrant=False) for piece in pieces]
-    components, hard = torch.cat([piece[0] for piece in done]), torch.cat([piece[1] for piece in done])
+    scored = by_chunks(chunk, len(embedding_table(policy)), states, tokens, indices)
+    components, hard = scored[:, :-1], scored[:, -1]
     out_components = components.new_zeros(*batch.mask.shape, indices.shape[-1])
     out_hard = hard.new_zeros(batch.mask.shape)
     where = batch.mask.nonzero(as_tuple=True)

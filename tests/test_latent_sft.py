@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgrpo import chunks as chunks_module
 from lgrpo.errors import UserError
-from lgrpo.latent_sft import chunks as chunks_module
 from lgrpo.latent_sft import dual_track_positions, supervision_mask
 from lgrpo.latent_sft.build import build_loss, decoder_row, labelled, warm_up_loss
 from lgrpo.latent_sft.encoder import Encoder, mixed

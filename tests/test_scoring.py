@@ -11,7 +11,7 @@ from models import LATENTS, LIMIT, engine, mixed_requests, prompt
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from lgrpo import noise, scoring
+from lgrpo import chunks, noise, scoring
 from lgrpo.objective import ppo_loss
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Request, Rollout
@@ -150,7 +150,7 @@ def test_a_head_in_chunks_gives_the_same_value_and_gradient(monkeypatch: pytest.
     monkeypatch.setattr(policy, "head", spy)
     results = []
     for limit in (1 << 26, 24 * 7):
-        monkeypatch.setattr(scoring, "LOGITS_PER_CHUNK", limit)
+        monkeypatch.setattr(chunks, "LOGITS_PER_CHUNK", limit)
         seen.clear()
         ours, mask = score(policy, rollouts)
         results.append((ours[mask], torch.autograd.grad(ours[mask].square().sum(), policy.trainable())))

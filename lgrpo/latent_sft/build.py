@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lgrpo.latent_sft.chunks import by_chunks, embedding_table, log_probs_at
+from lgrpo.chunks import by_chunks, embedding_table, log_probs_at
 from lgrpo.latent_sft.encoder import Encoder, mixed
 from lgrpo.latent_sft.examples import IGNORED, LATENT, PAD, Example, cut, pad
 from lgrpo.latent_sft.fit import Part, backward, trained

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lgrpo import superposition
-from lgrpo.latent_sft.chunks import by_chunks, embedding_table
+from lgrpo.chunks import by_chunks, embedding_table
 from lgrpo.latent_sft.examples import COMPRESS, PAD, Example, pad
 from lgrpo.latent_sft.masks import induction_mask
 from lgrpo.policy import Policy

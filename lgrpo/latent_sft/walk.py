@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import noise, superposition
-from lgrpo.latent_sft.chunks import log_probs_at
+from lgrpo.chunks import log_probs_at
 from lgrpo.latent_sft.examples import LATENT, PAD, Example, cut, pad
 from lgrpo.latent_sft.fit import Part, backward, trained
 from lgrpo.latent_sft.labels import Labels, perturb
