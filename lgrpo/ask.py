@@ -92,7 +92,7 @@ def evaluate(
         for checkpoint in names:
             policy = session.load(checkpoint, where.value)
             endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
-            problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit)
+            problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit or 0)
             settings = _engine_settings(policy, where.value, max_response)
             policy.card = _recognised(policy, checkpoint, problems, settings)
             session.check_room(policy, problems, max_response)

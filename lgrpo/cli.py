@@ -57,8 +57,8 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
         "overrides",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Any other setting of the plan shown at the start, such as batch=8 or max_response=512; repeatable.  "
-        "[default: as the plan says]",
+        help="Any other setting of the plan shown at the start, such as batch=8, max_response=512 or limit=1000 "
+        "(problems used); repeatable.  [default: as the plan says]",
     )(function)
     function = click.option(
         "--recipe",
@@ -91,7 +91,6 @@ def main() -> None:
 @click.option(
     "--lr", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate of the last stage.  [default: recipe]"
 )
-@click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
 @shared
 def init(**options: Any) -> None:
     """Give BASE, a causal language model, a latent chain of thought.
@@ -101,7 +100,7 @@ def init(**options: Any) -> None:
     """
     from lgrpo import commands
 
-    commands.init(**options)
+    commands.init(commands.InitOptions(**options))
 
 
 @main.command()
@@ -121,7 +120,6 @@ def init(**options: Any) -> None:
     help="Mean over the K components, or weighted by the mixture.  [default: weighted for tiny, else published]",
 )
 @click.option("--explicit", is_flag=True, help="Ordinary GRPO on written chains, the baseline.  [default: latent]")
-@click.option("--limit", type=click.IntRange(2), help="Use the first N problems only.  [default: all]")
 @shared
 def train(**options: Any) -> None:
     """Reinforce CHECKPOINT, a model with a latent chain.
@@ -131,7 +129,7 @@ def train(**options: Any) -> None:
     """
     from lgrpo import commands
 
-    commands.train(**options)
+    commands.train(commands.TrainOptions(**options))
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,51 +22,69 @@ from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 
 
-def init(
-    base: str | None,
-    data: str | None,
-    out: Path | None,
-    recipe: str | None,
-    overrides: Sequence[str],
-    steps: int | None,
-    lr: float | None,
-    limit: int | None,
-    overwrite: bool,
-    seed: int,
-    device: str | None,
-) -> Path:
-    """Latent-SFT of `base`; returns the run folder."""
-    given = read_overrides(overrides, Schedule)
-    where = session.pick_device(device)
-    policy = session.load(base, where.value)
+@dataclass(frozen=True)
+class InitOptions:
+    """What a user asks of `init`; None leaves it to the recipe, the model or the data."""
+
+    base: str | None = None
+    data: str | None = None
+    out: Path | None = None
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    steps: int | None = None
+    lr: float | None = None
+    overwrite: bool = False
+    seed: int = 0
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user asks of `train`; None as in InitOptions."""
+
+    checkpoint: str | None = None
+    data: str | None = None
+    out: Path | None = None
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    steps: int | None = None
+    lr: float | None = None
+    without: Sequence[str] = ()
+    surrogate: str | None = None
+    explicit: bool = False
+    overwrite: bool = False
+    seed: int = 0
+    device: str | None = None
+
+
+def init(asked: InitOptions) -> Path:
+    """Latent-SFT of a base model; returns the run folder."""
+    given = read_overrides(asked.overrides, Schedule)
+    where = session.pick_device(asked.device)
+    policy = session.load(asked.base, where.value)
+    name = asked.base or session.TINY
     if policy.latent:
-        raise UserError(f"{base} has a latent chain already; `lgrpo train {base}` goes on from there")
-    chosen = plan.choose_recipe(policy.card.recipe, recipe, policy.parameters)
-    problems, source = session.problems_for(policy, data, "train", limit)
-    problems, without_chain = need_chain(problems)
-    lengths = {name: given.pop(name, None) for name in ("max_prompt", "max_response")}
+        raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
+    chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
+    lengths = {key: given.pop(key, None) for key in ("max_prompt", "max_response")}
     like, _ = plan.train_settings(chosen, k=policy.card.k, device=where.value, **lengths)
     settings, rows = schedule(
-        chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value, seed=seed,
-        steps=steps, walk_lr=lr, **given,
+        chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
+        seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **given,
     )  # fmt: skip
     if settings.k > (tokens := len(policy.tokenizer)):
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
+    problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
+    problems, without_chain = need_chain(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
-    train_set, held_out, rows = session.set_aside(problems, settings.held_out, seed, rows)
+    train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     check_examples(policy, train_set, settings)
-    out = out or checkpoints.run_folder(session.RUNS, base or session.TINY, "init")
-    same = session.identity(
-        settings, base=base or session.TINY, data=source, data_hash=session.data_hash(problems), limit=limit
-    )
-    options = {
-        "base": base, "data": data, "recipe": recipe, "overrides": list(overrides), "steps": steps, "lr": lr,
-        "limit": limit, "seed": seed,
-    }  # fmt: skip
-    facts = {"device": where.value, "options": options}
+    out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
+    same = session.identity(settings, base=name, data=source, data_hash=session.data_hash(problems))
+    facts = {"device": where.value, "options": _recorded(asked)}
     with (
         Verifier() as grader,
-        Run.start(out, "init", [chosen, where, *rows], identity=same, overwrite=overwrite, **facts) as run,
+        Run.start(out, "init", [chosen, where, *rows], identity=same, overwrite=asked.overwrite, **facts) as run,
         console.Show() as show,
     ):
         if run.finished:
@@ -85,93 +103,69 @@ def init(
     return out
 
 
-def train(checkpoint: str | None, **options: Any) -> Path:
-    """Latent-GRPO (or GRPO with --explicit) of `checkpoint`; returns the run folder.
+def train(asked: TrainOptions) -> Path:
+    """Latent-GRPO (or GRPO with --explicit) of a checkpoint; returns the run folder.
 
     A run of `train`, named or the newest here, goes on; one of `init` is finished first where it was interrupted.
     """
-    if checkpoint is None and not options["explicit"]:
+    if asked.checkpoint is None and not asked.explicit:
         newest = checkpoints.newest_run(session.RUNS)
-        checkpoint = str(newest) if newest else None
-    elif session.is_tiny(checkpoint):
-        checkpoint = None
-    record = read_json(Path(checkpoint) / "run.json") if checkpoint else None
-    if checkpoint is None or not record or not record.get("options"):
-        return _train(checkpoint=checkpoint, **options)
-    if record["command"] == "train" and options["out"] is None:
-        return _train(**_continued(Path(checkpoint), record, options))
-    if record["command"] == "init" and not record["finished"]:
-        print(f"{checkpoint} is not finished: going on with `lgrpo init` first", file=sys.stderr)
-        init(**record["options"], out=Path(checkpoint), overwrite=False, device=options["device"])
-    return _train(checkpoint=checkpoint, **options)
+        asked = replace(asked, checkpoint=str(newest) if newest else None)
+    elif session.is_tiny(asked.checkpoint):
+        asked = replace(asked, checkpoint=None)
+    if asked.checkpoint is None:
+        return _train(asked)
+    folder = Path(asked.checkpoint)
+    record = read_json(folder / "run.json") or {}
+    if record.get("options") and record["command"] == "train" and asked.out is None:
+        asked = _continued(folder, record, asked)
+    elif record.get("options") and record["command"] == "init" and not record["finished"]:
+        print(f"{folder} is not finished: going on with `lgrpo init` first", file=sys.stderr)
+        began = InitOptions(**record["options"])
+        init(replace(began, out=folder, device=asked.device or began.device))
+    return _train(asked)
 
 
-def _continued(folder: Path, record: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+def _continued(folder: Path, record: dict[str, Any], asked: TrainOptions) -> TrainOptions:
     """Options of a run of `train`, with what was given now on top."""
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
-    merged = {**options, **record["options"], **given, "out": folder}
+    given = {name: value for name, value in asdict(asked).items() if value not in (None, (), False)}
+    began = record["options"]
+    merged = TrainOptions(**{**began, **given, "checkpoint": began["checkpoint"], "out": folder})
     done = record["settings"]["steps"]["value"]
-    if record.get("finished") and (merged["steps"] or 0) <= done and not merged["overwrite"]:
+    if record.get("finished") and (merged.steps or 0) <= done and not merged.overwrite:
         raise UserError(f"{folder} has finished its {done} steps; `lgrpo eval` scores it, --steps N trains on")
     return merged
 
 
-def _train(
-    checkpoint: str | None,
-    data: str | None,
-    out: Path | None,
-    recipe: str | None,
-    overrides: Sequence[str],
-    steps: int | None,
-    lr: float | None,
-    without: Sequence[str],
-    surrogate: str | None,
-    explicit: bool,
-    limit: int | None,
-    overwrite: bool,
-    seed: int,
-    device: str | None,
-) -> Path:
-    given = read_overrides(overrides, TrainSettings, without=["k"])
-    where = session.pick_device(device)
-    source = checkpoints.resolve_checkpoint(checkpoint) if checkpoint else None
+def _train(asked: TrainOptions) -> Path:
+    given = read_overrides(asked.overrides, TrainSettings, without=["k"])
+    where = session.pick_device(asked.device)
+    source = checkpoints.resolve_checkpoint(asked.checkpoint) if asked.checkpoint else None
     policy = session.load(source, where.value)
-    name = checkpoint or session.TINY
-    if explicit and policy.latent:
+    name = asked.checkpoint or session.TINY
+    if asked.explicit and policy.latent:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
-    chosen = plan.choose_recipe(policy.card.recipe, recipe, policy.parameters)
-    problems, data_source = session.problems_for(policy, data, "train", limit)
+    chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
     settings, rows = plan.train_settings(
-        chosen, k=policy.card.k, device=where.value, seed=seed, explicit=explicit, without=without,
-        steps=steps, lr=lr, surrogate=surrogate, **given,
+        chosen, k=policy.card.k, device=where.value, seed=asked.seed, explicit=asked.explicit,
+        without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **given,
     )  # fmt: skip
-    if not explicit and not session.has_latent_chain(policy, source, problems, settings):
+    problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
+    if not asked.explicit and not session.has_latent_chain(policy, source, problems, settings):
         print(f"{name} has no latent chain yet: running `lgrpo init` first", file=sys.stderr)
         del policy  # `init` loads its own, and a GPU may not hold two beside the optimizer
-        base = init(checkpoint, data, None, recipe, (), None, None, limit, False, seed, device)
-        return _train(
-            str(base), data, out, recipe, overrides, steps, lr, without, surrogate, explicit, limit, overwrite, seed,
-            device,
-        )  # fmt: skip
-    problems, too_long = session.fitting(policy, problems, settings.max_prompt, not explicit)
-    train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, seed, rows)
-    out = out or checkpoints.run_folder(session.RUNS, name, "explicit-grpo" if explicit else "grpo")
-    same = session.identity(
-        settings,
-        checkpoint=source or session.TINY,
-        data=data_source,
-        data_hash=session.data_hash(problems),
-        limit=limit,
-    )
-    options = {
-        "checkpoint": source, "data": data, "recipe": recipe, "overrides": list(overrides), "steps": steps, "lr": lr,
-        "without": list(without), "surrogate": surrogate, "explicit": explicit, "limit": limit, "seed": seed,
-        "device": device,
-    }  # fmt: skip
-    facts = {"device": where.value, "options": options}
+        base = init(_init_first(asked))
+        return _train(replace(asked, checkpoint=str(base)))
+    problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
+    train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    kind = "explicit-grpo" if asked.explicit else "grpo"
+    out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
+    data_hash = session.data_hash(problems)
+    same = session.identity(settings, checkpoint=source or session.TINY, data=data, data_hash=data_hash)
+    facts = {"device": where.value, "options": _recorded(replace(asked, checkpoint=source))}
     with (
         Verifier() as grader,
-        Run.start(out, "train", [where, *plan_rows], identity=same, overwrite=overwrite, **facts) as run,
+        Run.start(out, "train", [where, *plan_rows], identity=same, overwrite=asked.overwrite, **facts) as run,
         console.Show() as show,
     ):
         initial = None
@@ -179,10 +173,10 @@ def _train(
             initial = policy if settings.kl else None
             policy = Policy.load(latest, where.value)
             show.say(f"going on with {out} from {latest.name}")
-        elif not explicit and not policy.latent:
+        elif not asked.explicit and not policy.latent:
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
-        policy.card = replace(policy.card, data=data_source)
-        show.plan(_plan(chosen, where, data_source, train_set, held_out, plan_rows))
+        policy.card = replace(policy.card, data=data)
+        show.plan(_plan(chosen, where, data, train_set, held_out, plan_rows))
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
             show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
@@ -194,6 +188,20 @@ def _train(
         if not run.finished:
             raise Stopped
     return out
+
+
+def _init_first(asked: TrainOptions) -> InitOptions:
+    """The `init` before a `train`: the same data and lengths. Rates and steps are the recipe's, not `train`'s."""
+    both = {"limit", "max_prompt", "max_response"}
+    overrides = [pair for pair in asked.overrides if pair.partition("=")[0].strip() in both]
+    return InitOptions(
+        asked.checkpoint, asked.data, None, asked.recipe, overrides, seed=asked.seed, device=asked.device
+    )
+
+
+def _recorded(asked: InitOptions | TrainOptions) -> dict[str, Any]:
+    """What run.json keeps, so that a run named alone goes on as it began."""
+    return {name: value for name, value in asdict(asked).items() if name not in ("out", "overwrite")}
 
 
 def _plan(

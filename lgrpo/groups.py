@@ -94,9 +94,7 @@ class Sampler:
             prompt = tuple(self.policy.prompt_ids(problem.problem, latent=not settings.explicit))
             for sample in range(settings.group):
                 key = noise.row_key(settings.seed, problem.key, epoch * settings.group + sample)
-                requests.append(
-                    Request(prompt, key, not settings.explicit, settings.noise_scale, settings.temperature)
-                )
+                requests.append(Request(prompt, key, not settings.explicit, settings.noise_scale, settings.temperature))
         rollouts = self.engine.generate(requests)
         texts = [self.policy.decode(rollout.hard_tokens) for rollout in rollouts]
         chosen = [self.problems[index] for _, index in places]

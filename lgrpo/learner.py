@@ -40,9 +40,7 @@ class Learner:
         if settings.kl:
             model = copy.deepcopy(policy.model) if initial is None else initial.model
             self.reference = Policy(model.requires_grad_(False), policy.tokenizer, policy.card, policy.name)
-        self.optimizer = Optimizer(
-            trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm
-        )
+        self.optimizer = Optimizer(trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm)
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """Take the optimiser steps of one batch; returns the numbers that describe them.
@@ -125,9 +123,7 @@ class Learner:
             advantage[:, 0] *= keeps[micro.numbers].to(mask.device)
             components, hard = scoring.component_logprobs(self.policy, micro.batch, settings.temperature)
             logprob = scoring.logprob(components, hard, micro.batch, settings.latent_settings, advantage)
-            loss = objective.ppo_loss(
-                logprob, micro.old, advantage, mask, settings.clip, settings.dual_clip, count
-            )
+            loss = objective.ppo_loss(logprob, micro.old, advantage, mask, settings.clip, settings.dual_clip, count)
             if micro.reference is not None:
                 # Its gradient is the true one: the mirrored one would push away from the initial policy.
                 plain = scoring.logprob(components, hard, micro.batch, settings.latent_settings)

@@ -15,9 +15,7 @@ EPSILON = 1e-6
 LOG_RATIO_LIMIT = 20.0  # exp() of a difference stays finite in float32
 
 
-def group_advantages(
-    rewards: Tensor, valid: Tensor, group: Tensor, keep_invalid_in_statistics: bool
-) -> Tensor:
+def group_advantages(rewards: Tensor, valid: Tensor, group: Tensor, keep_invalid_in_statistics: bool) -> Tensor:
     """Normalised rewards within each group, 0 for invalid rollouts (docs/method.md, 4).
 
     rewards float [N]; valid bool [N]; group int64 [N], any labels. With `keep_invalid_in_statistics` invalid

@@ -10,7 +10,7 @@ from lgrpo.errors import UserError
 _ELSEWHERE = {  # settings that have an option of their own, or come with the checkpoint
     "recipe", "seed", "steps", "lr", "walk_lr", "explicit", "surrogate", "one_sided", "mask_invalid", "first_token",
 }  # fmt: skip
-_MAY_BE_ZERO = {"kl", "noise_scale", "weight_decay", "smoothing", "lr_warm_up"}
+_MAY_BE_ZERO = {"limit", "kl", "noise_scale", "weight_decay", "smoothing", "lr_warm_up"}
 _SHARES = {"top_p", "noise_top_p", "smoothing", "lr_warm_up"}  # at most 1
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
 

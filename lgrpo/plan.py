@@ -59,6 +59,7 @@ class TrainSettings:
     lr: float
     weight_decay: float
     max_grad_norm: float
+    limit: int  # problems of the data that are used, the first ones; 0: all
     held_out: int  # problems of the training data kept for choosing the checkpoint
     eval_every: int  # steps
     slots: int  # rollouts in flight
@@ -81,6 +82,7 @@ class TrainSettings:
 
 _PAPER = "published"
 _SHARED: dict[str, tuple[Any, str]] = {
+    "limit": (0, "all problems"),
     "group": (8, _PAPER),
     "draws": (50, _PAPER),
     "tau": (1.0, _PAPER),

@@ -82,8 +82,8 @@ def newest(commands: Sequence[str] = ("train", "init")) -> Path:
     return found
 
 
-def problems_for(policy: Policy, data: str | None, split: str, limit: int | None) -> tuple[list[Problem], str]:
-    """Problems and the name of their source: `data`, else what the policy was trained on.
+def problems_for(policy: Policy, data: str | None, split: str, limit: int) -> tuple[list[Problem], str]:
+    """The first `limit` problems (0: all) and the name of their source: `data`, else what the policy was trained on.
 
     Raises UserError when neither is known, or when a file is to serve as its own test set.
     """
@@ -92,7 +92,7 @@ def problems_for(policy: Policy, data: str | None, split: str, limit: int | None
         raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
     if split == "test" and data is None and Path(source).suffix.lower() in files.TYPES:
         raise UserError(f"{policy.name} was trained on {source}; give --data with problems it has not seen")
-    return read_problems(source, split=split, limit=limit), source
+    return read_problems(source, split=split, limit=limit or None), source
 
 
 def fitting(policy: Policy, problems: Sequence[Problem], max_prompt: int, latent: bool) -> tuple[list[Problem], int]:

@@ -85,9 +85,7 @@ def explore(
     indices, scores, exact = _perturbed_top_k(log_probs, keys, steps, noise_scale, settings, size)
     if size < vocabulary and not bool(exact.all()):
         redo = ~exact
-        again = _perturbed_top_k(
-            log_probs[redo], keys[redo], steps[redo], noise_scale[redo], settings, vocabulary
-        )
+        again = _perturbed_top_k(log_probs[redo], keys[redo], steps[redo], noise_scale[redo], settings, vocabulary)
         indices[redo], scores[redo] = again[0], again[1]
     hard = (log_probs.argmax(-1) == end_id) | (indices[:, 0] == end_id)
     return Step(indices, scores, hard)

@@ -57,12 +57,8 @@ def train(
     `initial` the policy the run began with, which the KL refers to.
     """
     mode = "explicit" if settings.explicit else "latent"
-    policy.card = replace(
-        policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout
-    )
-    engine = Engine(
-        policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots
-    )
+    policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout)
+    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     sampler = Sampler(policy, engine, problems, grader, settings)
     learner = Learner(policy, settings, initial)
     progress = _resume(run, learner)

@@ -127,7 +127,7 @@ def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_train_alone_in_an_empty_folder_initialises_and_trains_and_the_rest_follows() -> None:
-    trained = done("train", "--steps", "1", "--limit", "60", "--seed", "1")
+    trained = done("train", "--steps", "1", "--set", "limit=60", "--seed", "1")
     assert trained.stdout == ""
     assert "tiny has no latent chain yet: running `lgrpo init` first" in trained.stderr
     assert {path.name for path in Path("runs").iterdir()} == {"tiny-init", "tiny-grpo"}
@@ -155,12 +155,12 @@ def test_train_alone_in_an_empty_folder_initialises_and_trains_and_the_rest_foll
 
 
 def test_init_then_train_by_name_and_eval_of_several() -> None:
-    done("init", "--steps", "5", "--limit", "80", "--out", "mine")
+    done("init", "--steps", "5", "--set", "limit=80", "--out", "mine")
     assert steps_of("mine") == [1, 2, 3, 4, 5]
     assert json.loads(next(Path("mine/checkpoints").glob("walk-*/lgrpo.json")).read_text())["data"] == "arithmetic"
-    again = done("init", "--steps", "5", "--limit", "80", "--out", "mine")
+    again = done("init", "--steps", "5", "--set", "limit=80", "--out", "mine")
     assert "mine is finished; `lgrpo train mine` goes on from there" in again.stderr
-    done("train", "mine", "--steps", "1", "--limit", "60")
+    done("train", "mine", "--steps", "1", "--set", "limit=60")
     assert Path("runs/mine-grpo/run.json").exists()
     scored = done("eval", "mine", "tiny", "--json", "--limit", "2", "--runs", "1", "--samples", "0")
     both = json.loads(scored.stdout)
@@ -174,21 +174,21 @@ def test_init_then_train_by_name_and_eval_of_several() -> None:
 
 
 def test_any_setting_can_be_set_and_is_recorded_with_its_reason() -> None:
-    done("init", "--limit", "40", "--set", "batch=2", "--set", "train_embedding=no", "--set", "max_response=20")
+    done("init", "--set", "limit=40", "--set", "batch=2", "--set", "train_embedding=no", "--set", "max_response=20")
     settings = record_of("runs/tiny-init")["settings"]
     assert settings["batch"] == {"value": 2, "reason": "you set it"}
     assert settings["train_embedding"]["value"] is False
     assert settings["max_response"]["value"] == 20
-    trained = done("train", "--steps", "1", "--limit", "40", "--set", "batch = 1", "--set", "group=3")
+    trained = done("train", "--steps", "1", "--set", "limit=40", "--set", "batch = 1", "--set", "group=3")
     assert "was made for" not in trained.stderr
     settings = record_of("runs/tiny-grpo")["settings"]
     assert settings["group"] == {"value": 3, "reason": "you set it"}
     line = json.loads(Path("runs/tiny-grpo/metrics.jsonl").read_text())
     assert line["positions"] <= 3 * 12 * SMALL_TRAIN["draws"]
-    refused = lgrpo("train", "runs/tiny-init", "--steps", "2", "--limit", "40")
+    refused = lgrpo("train", "runs/tiny-init", "--steps", "2", "--set", "limit=40")
     assert "holds another run (batch 1, now 2)" in refused.stderr
     options = ["--set", "max_prompt=2040", "--out", "longer"]
-    longer = done("train", "runs/tiny-init", "--steps", "1", "--limit", "40", *options).stderr
+    longer = done("train", "runs/tiny-init", "--steps", "1", "--set", "limit=40", *options).stderr
     assert "2052 positions of prompt and response are more than the 2048 runs/tiny-init was made for" in longer
 
 
@@ -215,7 +215,7 @@ def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
     latent: str, ctrl_c: list[int], mixed_rewards: None
 ) -> None:
     ctrl_c.append(1)
-    stopped = lgrpo("train", latent, "--limit", "40", "--seed", "2")
+    stopped = lgrpo("train", latent, "--set", "limit=40", "--seed", "2")
     assert stopped.exit_code == 130
     assert "stopping after this step" in stopped.stderr
     assert "stopped; `lgrpo train runs/latent-grpo` goes on from here" in stopped.stderr
@@ -243,7 +243,7 @@ def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
 def test_a_prolonged_run_that_is_stopped_is_not_called_finished(
     latent: str, ctrl_c: list[int], mixed_rewards: None
 ) -> None:
-    done("train", latent, "--limit", "40", "--steps", "1")
+    done("train", latent, "--set", "limit=40", "--steps", "1")
     ctrl_c.append(2)
     assert lgrpo("train", "--steps", "4").exit_code == 130
     done("train")
@@ -252,10 +252,10 @@ def test_a_prolonged_run_that_is_stopped_is_not_called_finished(
 
 def test_a_stopped_init_is_finished_before_training(ctrl_c: list[int]) -> None:
     ctrl_c.append(2)
-    stopped = lgrpo("train", "--steps", "1", "--limit", "60", "--seed", "3")
+    stopped = lgrpo("train", "--steps", "1", "--set", "limit=60", "--seed", "3")
     assert stopped.exit_code == 130
     assert not Path("runs/tiny-grpo").exists()
-    ended = done("train", "--steps", "1", "--limit", "60")
+    ended = done("train", "--steps", "1", "--set", "limit=60")
     assert "runs/tiny-init is not finished: going on with `lgrpo init` first" in ended.stderr
     assert steps_of("runs/tiny-init") == [1, 2, 3, 4, 5]
     assert record_of("runs/tiny-init")["identity"]["seed"] == 3
@@ -280,7 +280,7 @@ def test_a_latent_model_without_a_card_is_told_from_an_explicit_one(
     monkeypatch.setitem(plan._RECIPES["tiny"], "max_response", (64, "the embedded model's chain fits"))
     if mixtures:
         monkeypatch.setattr("lgrpo.session.SINGLE", 1.1)
-    trained = done("train", latent, "--data", "arithmetic", "--limit", "60", "--steps", "1")
+    trained = done("train", latent, "--data", "arithmetic", "--set", "limit=60", "--steps", "1")
     kept = "latent has no lgrpo.json, but answers after a latent chain: it is trained as it is"
     assert (kept in trained.stderr) == mixtures
     assert ("latent has no latent chain yet: running `lgrpo init` first" in trained.stderr) != mixtures
@@ -405,10 +405,11 @@ REFUSED: list[tuple[list[str], str]] = [
     (["eval"], "there is no run in runs/ yet; `lgrpo train` makes one, or name a checkpoint"),
     (["eval", "foreign"], "foreign was trained on good.jsonl; give --data with problems it has not seen"),
     (["eval", "latent", "nowhere"], "there is no 'nowhere'"),
-    (["init", "--limit", "60", "--out", "other"], "other holds files that are no run (photo.jpg); choose"),
-    (["train", "latent", "--limit", "60", "--out", "other"], "other holds files that are no run (photo.jpg)"),
-    (["train", "latent", "--limit", "60", "--out", "notes.md"], "notes.md is a file; choose another --out"),
-    (["train", "latent", "--limit", "2", "--recipe", "high", "--data", "chainless.jsonl", "--limit", "1"], "--limit"),
+    (["init", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg); choose"),
+    (["train", "latent", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg)"),
+    (["train", "latent", "--set", "limit=60", "--out", "notes.md"], "notes.md is a file; choose another --out"),
+    (["train", "latent", "--set", "limit=1"], "1 of 1 different problems cannot be held out; give more problems"),
+    (["init", "--set", "limit=-1"], "--set limit=-1: it must be 0 or more"),
     *[([*words, "--device", "cuda:99"], "device 'cuda:99' cannot be used") for words in (
         ["init"], ["train", "latent"], ["sample", "3?", "--model", "latent"], ["eval", "latent"]
     )],
@@ -462,13 +463,13 @@ def test_what_cannot_be_done_is_said_in_one_line_and_nothing_is_written(files: N
 
 
 def test_another_run_in_the_folder_is_neither_mixed_with_nor_replaced(latent: str) -> None:
-    done("train", latent, "--limit", "40", "--steps", "1")
+    done("train", latent, "--set", "limit=40", "--steps", "1")
     before = listing()
-    refused = lgrpo("train", latent, "--limit", "40", "--steps", "1", "--seed", "1")
+    refused = lgrpo("train", latent, "--set", "limit=40", "--steps", "1", "--seed", "1")
     assert refused.exit_code == 2
     assert refused.stderr.startswith("Error: runs/latent-grpo holds another run (seed 0, now 1); choose another --out")
     assert listing() == before
-    done("train", latent, "--limit", "40", "--steps", "1", "--seed", "1", "--overwrite")
+    done("train", latent, "--set", "limit=40", "--steps", "1", "--seed", "1", "--overwrite")
     assert record_of("runs/latent-grpo")["identity"]["seed"] == 1
 
 

@@ -26,7 +26,7 @@ SETTINGS = TrainSettings(
     max_response=LIMIT, k=LATENTS.k, tau=1.0, noise_scale=1.0, one_sided=True, noise_top_p=0.95,
     temperature=TEXTS.temperature, top_p=TEXTS.top_p, top_k=TEXTS.top_k, surrogate="published", mask_invalid=True,
     keep_invalid_in_statistics=False, first_token=True, clip=0.2, dual_clip=3.0, kl=0.0, lr=1e-3, weight_decay=0.01,
-    max_grad_norm=1.0, held_out=1, eval_every=1, slots=64, micro_tokens=10_000,
+    max_grad_norm=1.0, limit=0, held_out=1, eval_every=1, slots=64, micro_tokens=10_000,
 )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class Schedule:
     max_prompt: int  # positions
     max_chain: int  # tokens of the chain of thought
     max_response: int  # positions, latent and explicit together
+    limit: int  # problems of the data that are used, the first ones; 0: all
     held_out: int  # problems of the training data kept for choosing the checkpoint
     eval_every: int  # steps of stage 2
     save_every: int  # steps of stage 1
@@ -62,6 +63,7 @@ class Schedule:
 _PARTS = ("warm_up_steps", "encoder_steps", "decoder_steps", "joint_steps", "walk_steps")
 _PAPER = "published"
 _SHARED: dict[str, tuple[Any, str]] = {
+    "limit": (0, "all problems"),
     "lr_warm_up": (0.05, _PAPER),
     "weight_decay": (0.01, _PAPER),
     "output_scale": (0.4, "a prototype's mixtures saturated to single tokens without it"),
