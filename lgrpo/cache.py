@@ -12,31 +12,30 @@ SPARE = 0.9  # share of the free memory a cache may take
 class SlotCache(Cache):
     """Preallocated keys and values of S slots and C columns a layer, for one decode step at a time.
 
-    A column's index is its position. Before each model call set `positions`, the column each row writes to;
-    the call then sees the first `width` columns.
+    A column's index is its position. `see` says before each model call which slots and columns it works on.
     """
 
     def __init__(self, slots: int, columns: int):
         super().__init__(layers=[])
         self.slots, self.columns = slots, columns
-        self.keys: list[Tensor] = []  # per layer [S, H, C, d]
+        self.keys: list[Tensor] = []  # per layer [S, C, H, d]: what a row writes in a step is contiguous
         self.values: list[Tensor] = []
-        self.rows = 0  # slots in use: the first ones
-        self.width = 0
-        self.positions: Tensor | None = None  # int64 [rows]
+
+    def see(self, rows: int, width: int, positions: Tensor) -> None:
+        """The next call is for the first `rows` slots, sees `width` columns and writes to `positions` int64 [rows]."""
+        self.rows, self.width = rows, width
+        self._where = torch.arange(rows, device=positions.device), positions
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write one position a row ([rows, H, 1, d]); returns views [rows, H, width, d]."""
-        assert self.positions is not None
         assert key_states.shape[0] == self.rows
         assert key_states.shape[2] == 1
-        slot = torch.arange(self.rows, device=key_states.device)
-        self.keys[layer_idx][slot, :, self.positions] = key_states[:, :, 0]
-        self.values[layer_idx][slot, :, self.positions] = value_states[:, :, 0]
-        view = slice(0, self.rows), slice(None), slice(0, self.width)
-        return self.keys[layer_idx][view], self.values[layer_idx][view]
+        self.keys[layer_idx][self._where] = key_states[:, :, 0]
+        self.values[layer_idx][self._where] = value_states[:, :, 0]
+        view = slice(0, self.rows), slice(0, self.width)
+        return self.keys[layer_idx][view].transpose(1, 2), self.values[layer_idx][view].transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.width
@@ -46,19 +45,25 @@ class SlotCache(Cache):
         if not self.keys:
             for layer in prefill.layers:
                 _, heads, _, depth = layer.keys.shape
-                shape = (self.slots, heads, self.columns, depth)
-                self.keys.append(layer.keys.new_zeros(shape))
-                self.values.append(layer.values.new_zeros((*shape[:3], layer.values.shape[-1])))
+                shape = (self.slots, self.columns, heads)
+                self.keys.append(layer.keys.new_zeros((*shape, depth)))
+                self.values.append(layer.values.new_zeros((*shape, layer.values.shape[-1])))
         for index, layer in enumerate(prefill.layers):
             length = layer.keys.shape[2]
-            self.keys[index][slots, :, :length] = layer.keys[source]
-            self.values[index][slots, :, :length] = layer.values[source]
+            self.keys[index][slots, :length] = layer.keys.transpose(1, 2)[source]
+            self.values[index][slots, :length] = layer.values.transpose(1, 2)[source]
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy slots `source` [n] over slots `target` [n], to close gaps."""
+    def move(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy the first `width` columns of slots `source` [n] over slots `target` [n], to close gaps."""
         for tensors in (self.keys, self.values):
             for tensor in tensors:
-                tensor[target, :, : self.width] = tensor[source, :, : self.width]
+                tensor[target, :width] = tensor[source, :width]
+
+    def wipe(self, slots: Tensor) -> None:
+        """Forget slots [n] that hold a NaN: masked out it would still reach the slot's next owner."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[slots] = 0
 
 
 def bytes_per_column(model: Any) -> int:

@@ -4,234 +4,180 @@ A group's prompt is prefilled once and copied into the slots of its rollouts. Ea
 row its next action, latent or explicit, and feeds it back; rows that end leave their slot to waiting
 requests, so ragged lengths do not cost the longest one. Rows of all kinds share a batch, and none of them
 depends on its neighbours: noise is a function of the row's key, its step and the token (noise.py).
+
+On a GPU steps are CUDA graphs and rows are looked at every few of them; elsewhere, or with LGRPO_EAGER=1, after each.
 """
 
+import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
-from lgrpo import noise, superposition
-from lgrpo.cache import SlotCache, rows_that_fit
+from lgrpo.cache import rows_that_fit
+from lgrpo.decode import TextSettings
+from lgrpo.graphs import Graphs
 from lgrpo.policy import Policy
-from lgrpo.rollout import LATENT, Request, Rollout
+from lgrpo.prefill import Prefilled, prefill
+from lgrpo.rollout import Request, Rollout
+from lgrpo.slots import Slots
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 15  # prompt positions that go through the model at a time
 
 
 @dataclass(frozen=True)
-class TextSettings:
-    """How explicit tokens are sampled; the published values (docs/method.md, 2)."""
+class Pace:
+    """How many steps are taken between two looks at the rows, and in what sizes."""
 
-    temperature: float = 0.6
-    top_p: float = 0.95
-    top_k: int = 30
+    look: int = 1  # steps
+    halvings: int = 0  # sizes of a batch: all slots, half, a quarter, ...; 0: any
+    columns: int = 1  # sizes of the visible cache: its multiples
+
+
+EAGER = Pace()
+GRAPHED = Pace(look=4, halvings=4, columns=64)  # each size is a graph of its own, so there are few
 
 
 class Engine:
     """Generates rollouts of at most `max_response` positions, up to `slots` at a time."""
 
-    def __init__(self, policy: Policy, latent: LatentSettings, text: TextSettings, max_response: int, slots: int):
+    def __init__(
+        self,
+        policy: Policy,
+        latent: LatentSettings,
+        text: TextSettings,
+        max_response: int,
+        slots: int,
+        report: Callable[[str], None] | None = None,
+    ):
+        """`report` is told, in a line, when memory ran out and what was done about it."""
         self.policy, self.latent, self.text = policy, latent, text
         self.max_response, self.slots = max_response, slots
-        self.eos = torch.tensor(policy.eos_ids, device=policy.device)
+        self.report = report or (lambda line: None)
+        graphed = policy.device.type == "cuda" and os.environ.get("LGRPO_EAGER", "0") in ("", "0")
+        self.pace = GRAPHED if graphed else EAGER
+        self._state: Slots | None = None  # kept from call to call
+        self._graphs: Graphs | None = None
 
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], on_finish: Callable[[int, Rollout], None] | None = None
     ) -> list[Rollout]:
-        """One rollout a request, in the order of the requests. `on_finish(index, rollout)` hears of each as it ends."""
-        if not requests:
-            return []
+        """One rollout a request, in the order of the requests. `on_finish(number, rollout)` hears of each as it ends.
+
+        Where memory runs out, half as many rows are kept in flight, and the unfinished ones begin again: a rollout
+        does not depend on when it is made. Raises torch.OutOfMemoryError when one row alone does not fit.
+        """
         rollouts: dict[int, Rollout] = {}
-        longest = max(len(request.prompt) for request in requests)
-        capacity = min(self.slots, len(requests), rows_that_fit(self.policy.model, longest + self.max_response))
-        state = _Slots(self, capacity, longest)
-        waiting = deque(enumerate(requests))
-        while waiting or state.rows:
-            while waiting and state.rows < state.capacity:
-                room = min(len(waiting), state.capacity - state.rows, max(1, PREFILL // longest))
-                state.admit([waiting.popleft() for _ in range(room)])
-            self._decode_step(state)
-            for index, rollout in state.collect():
-                rollouts[index] = rollout
+        while len(rollouts) < len(requests):
+            if not self._generate(requests, rollouts, on_finish):
+                self.release()
+                self.slots = max(1, min(self.slots, len(requests) - len(rollouts)) // 2)
+                self.report(f"out of memory: {self.slots} rollouts at a time from now on")
+        return [rollouts[number] for number in range(len(requests))]
+
+    def release(self) -> None:
+        """Give back the memory of cache and graphs; the next call makes them anew."""
+        self._state = self._graphs = None
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _generate(
+        self,
+        requests: Sequence[Request],
+        rollouts: dict[int, Rollout],
+        on_finish: Callable[[int, Rollout], None] | None,
+    ) -> bool:
+        """Add the missing rollouts, by number; False where memory ran out before the last."""
+        waiting = deque((number, request) for number, request in enumerate(requests) if number not in rollouts)
+        try:
+            for number, rollout in self._run(waiting):
+                rollouts[number] = rollout
                 if on_finish:
-                    on_finish(index, rollout)
-        return [rollouts[index] for index in range(len(requests))]
+                    on_finish(number, rollout)
+        except torch.OutOfMemoryError:
+            if self.slots == 1:
+                raise
+            return False
+        return True
 
-    def _decode_step(self, state: "_Slots") -> None:
-        """Act on each row's last hidden state, record the action, and run the model on it."""
-        tokens, step, logprob = self._act(state)
-        state.record(tokens, step, logprob)
-        hard = self.policy.embedding(tokens.clamp(min=0))
-        soft = superposition.embed(
-            step.indices, superposition.weights_of(step.scores, self.latent.tau), self.policy.embedding
-        )
-        embeds = torch.where((tokens == LATENT)[:, None], soft, hard)[:, None]
-        state.forward(embeds)
+    def _run(self, waiting: deque[tuple[int, Request]]) -> Iterator[tuple[int, Rollout]]:
+        """Number and rollout of each request, as they end."""
+        longest_prompt = max(len(request.prompt) for _, request in waiting)
+        state = self._buffers(len(waiting), longest_prompt)
+        chains = any(request.latent for _, request in waiting)
+        prompts: Prefilled | None = None
+        longest, stuck = 0, False
+        while waiting or state.occupied:
+            while waiting and state.occupied < state.slots:
+                if prompts is None or waiting[0][1].prompt not in prompts.place:
+                    prompts = prefill(self.policy, _upcoming(waiting, max(1, PREFILL // longest_prompt)))
+                batch = _served(waiting, prompts, state.slots - state.occupied)
+                state.admit(batch, prompts)
+                longest = max(longest, *(len(request.prompt) for _, request in batch))
+            rows = self._rows(state)
+            self._steps(state, rows, longest, chains, stuck)
+            done, stuck, longest = state.look(rows)
+            if done:
+                yield from state.take(done)
 
-    def _act(self, state: "_Slots") -> tuple[Tensor, superposition.Step, Tensor]:
-        """Next action of each row: tokens int64 [N] (LATENT where a superposition), the step, log-probs [N]."""
-        rows = slice(0, state.rows)
-        logits = self.policy.head(state.hidden[rows])
-        log_probs = logits.log_softmax(-1)
-        keys, steps, chain = state.keys[rows], state.steps[rows], state.in_chain[rows]
-        if bool(chain.any()):
-            step = superposition.explore(
-                log_probs, keys, steps, state.noise_scale[rows], self.policy.end_id, self.latent
-            )
-        else:
-            step = superposition.Step(*state.no_step(), torch.zeros_like(chain))
-        sampled = self._sample(logits, keys, steps, state.temperature[rows])
-        tokens = torch.where(step.hard, self.policy.end_id, LATENT)
-        tokens = torch.where(chain, tokens, sampled)
-        surrogate = superposition.step_logprob(log_probs.gather(1, step.indices), step.scores, self.latent)
-        explicit = (logits / self.text.temperature).log_softmax(-1).gather(1, tokens.clamp(min=0)[:, None])[:, 0]
-        return tokens, step, torch.where(tokens == LATENT, surrogate, explicit)
+    def _buffers(self, wanted: int, longest_prompt: int) -> Slots:
+        """The buffers of the last call where they serve, else new ones."""
+        slots = min(self.slots, wanted)
+        if self._state is None or not self._state.fits(slots, longest_prompt):
+            self.release()
+            slots = min(slots, rows_that_fit(self.policy.model, longest_prompt + self.max_response + 1))
+            self._state = Slots(self.policy, self.latent, self.text, slots, longest_prompt, self.max_response)
+        self._state.clear()
+        return self._state
 
-    def _sample(self, logits: Tensor, keys: Tensor, steps: Tensor, temperature: Tensor) -> Tensor:
-        """Explicit tokens int64 [N]: temperature, top-k, top-p, then the Gumbel-max trick on counter noise."""
-        values, tokens = logits.topk(min(self.text.top_k, logits.shape[-1]), dim=-1)
-        # Temperature 0 is the most probable token: no noise, and any finite temperature for the nucleus.
-        scaled = values / torch.where(temperature > 0, temperature, 1.0)[:, None]
-        probabilities = scaled.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= self.text.top_p
-        draw = noise.gumbel(keys, steps, tokens) * (temperature > 0)[:, None]
-        choice = (scaled.masked_fill(outside, -torch.inf) + draw).argmax(-1, keepdim=True)
-        return tokens.gather(1, choice)[:, 0]
+    def _rows(self, state: Slots) -> int:
+        """How many slots the next steps run over; rows are moved together where that makes them fewer."""
+        rows = state.occupied
+        if self.pace.halvings:
+            rows = min(size for n in range(self.pace.halvings + 1) if (size := max(1, state.slots >> n)) >= rows)
+        if state.top > rows:
+            state.compact()
+        return rows
+
+    def _steps(self, state: Slots, rows: int, longest: int, chains: bool, stuck: bool) -> None:
+        """Steps until the next look. A stuck row is freed by one that may search the whole vocabulary."""
+        pace = self.pace
+        if stuck or pace.look == 1:
+            state.step(rows, longest + 1, chains, whole=True)
+            return
+        width = min(state.cache.columns, -(-(longest + pace.look) // pace.columns) * pace.columns)
+        try:
+            for _ in range(pace.look):
+                self._static(state, rows, width, chains)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an architecture that asks the device something in its forward pass
+            self.pace, self._graphs = EAGER, None
+            self.report(f"no CUDA graphs with this model ({str(error).splitlines()[0]}): its steps run one by one")
+
+    def _static(self, state: Slots, rows: int, width: int, chains: bool) -> None:
+        """A step that waits for nothing: a graph on a GPU."""
+        if self.policy.device.type != "cuda":
+            state.step(rows, width, chains, whole=False)
+            return
+        if self._graphs is None:
+            self._graphs = Graphs(partial(state.step, whole=False), state.pause, state.resume)
+        self._graphs(rows, width, chains)
 
 
-class _Slots:
-    """State of the rows in flight: the first `rows` of `capacity` slots, all tensors on the device."""
+def _upcoming(waiting: deque[tuple[int, Request]], count: int) -> list[tuple[int, ...]]:
+    """The next prompts in the queue, `count` different ones at most."""
+    return list(islice(dict.fromkeys(request.prompt for _, request in waiting), count))
 
-    def __init__(self, engine: Engine, capacity: int, longest_prompt: int):
-        policy, k, limit = engine.policy, engine.latent.k, engine.max_response
-        self.engine, self.policy, self.capacity, self.limit = engine, policy, capacity, limit
-        device = policy.device
-        self.cache = SlotCache(capacity, longest_prompt + limit)
-        self.rows = 0
-        self.owners: list[tuple[int, Request]] = []  # per row: index of its request, and the request
 
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(capacity, *shape, dtype=dtype, device=device)
-
-        real = torch.float64 if policy.dtype == torch.float64 else torch.float32
-        self.hidden = zeros(policy.model.config.get_text_config().hidden_size, dtype=policy.dtype)
-        self.keys = zeros(dtype=torch.int64)
-        self.steps = zeros(dtype=torch.int64)  # responses so far
-        self.lengths = zeros(dtype=torch.int64)  # columns in the cache: prompt and responses
-        self.in_chain = zeros(dtype=torch.bool)
-        self.ended = zeros(dtype=torch.bool)
-        self.noise_scale = zeros(dtype=torch.float32)
-        self.temperature = zeros(dtype=torch.float32)
-        self.tokens = zeros(limit, dtype=torch.int64)
-        self.indices = zeros(limit, k, dtype=torch.int64)
-        self.scores = zeros(limit, k, dtype=real)
-        self.logprob = zeros(limit, dtype=real)
-        self._per_row = (
-            self.hidden, self.keys, self.steps, self.lengths, self.in_chain, self.ended, self.noise_scale,
-            self.temperature, self.tokens, self.indices, self.scores, self.logprob,
-        )  # fmt: skip
-        self.longest = 0  # upper bound of `lengths`, known without asking the device
-
-    def no_step(self) -> tuple[Tensor, Tensor]:
-        """Indices and scores for a step in which no row is in its chain."""
-        return self.indices[: self.rows, 0].clone(), self.scores[: self.rows, 0].clone()
-
-    def admit(self, batch: list[tuple[int, Request]]) -> None:
-        """Prefill the distinct prompts of `batch` and give each request a slot."""
-        device = self.policy.device
-        prompts = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.prompt for _, r in batch))}
-        width = max(map(len, prompts))
-        ids = torch.tensor([[*p, *[self.policy.pad_id] * (width - len(p))] for p in prompts], device=device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        positions = torch.arange(width, device=device).expand(len(prompts), -1)
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril().expand(len(prompts), -1, -1)
-        prefill = DynamicCache()
-        hidden = self.policy.hidden(self.policy.embedding(ids), causal, positions, prefill)
-        last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-
-        source = torch.tensor([prompts[request.prompt] for _, request in batch], device=device)
-        slots = torch.arange(self.rows, self.rows + len(batch), device=device)
-        self.cache.fill(prefill, source, slots)
-        self.hidden[slots] = last[source]
-        self.lengths[slots] = lengths[source]
-        self.steps[slots], self.ended[slots] = 0, False
-        requests = [request for _, request in batch]
-        self.keys[slots] = torch.tensor([r.key for r in requests], device=device)
-        self.in_chain[slots] = torch.tensor([r.latent for r in requests], device=device)
-        self.noise_scale[slots] = torch.tensor([r.noise_scale for r in requests], device=device)
-        self.temperature[slots] = torch.tensor([r.temperature for r in requests], device=device)
-        self.owners += batch
-        self.rows += len(batch)
-        self.longest = max(self.longest, width)
-
-    def record(self, tokens: Tensor, step: superposition.Step, logprob: Tensor) -> None:
-        """Write down each row's action, and mark the rows that end with it."""
-        rows = slice(0, self.rows)
-        row, at = torch.arange(self.rows, device=tokens.device), self.steps[rows]
-        self.tokens[row, at], self.logprob[row, at] = tokens, logprob
-        latent = tokens == LATENT  # elsewhere the record is 0: what `step` holds there depends on the other rows
-        self.indices[row, at] = torch.where(latent[:, None], step.indices, 0)
-        self.scores[row, at] = torch.where(latent[:, None], step.scores, 0.0)
-        self.in_chain[rows] &= latent
-        self.ended[rows] = torch.isin(tokens, self.engine.eos)
-        self.steps[rows] += 1
-
-    def forward(self, embeds: Tensor) -> None:
-        """Run the model on one new position a row [N, 1, D]; leaves the hidden states for the next step."""
-        positions = self.lengths[: self.rows]
-        self.longest += 1
-        self.cache.rows, self.cache.width, self.cache.positions = self.rows, self.longest, positions
-        allowed = torch.arange(self.longest, device=embeds.device) <= positions[:, None]
-        hidden = self.policy.hidden(embeds, allowed[:, None], positions[:, None], self.cache)
-        self.hidden[: self.rows] = hidden[:, 0]
-        self.lengths[: self.rows] += 1
-
-    def collect(self) -> list[tuple[int, Rollout]]:
-        """Take out the rows that ended or reached the limit, and close the gaps they leave."""
-        ended = self.ended[: self.rows]
-        done = (ended | (self.steps[: self.rows] >= self.limit)).tolist()
-        if not any(done):
-            return []
-        finished = [row for row, over in enumerate(done) if over]
-        out = self._rollouts(finished)
-        self._compact([row for row, over in enumerate(done) if not over])
-        return out
-
-    def _rollouts(self, finished: list[int]) -> list[tuple[int, Rollout]]:
-        rows = torch.tensor(finished, device=self.policy.device)
-        kept = (self.tokens, self.indices, self.scores, self.logprob, self.steps, self.ended)
-        tensors = [tensor[rows].cpu() for tensor in kept]
-        out = []
-        for place, row in enumerate(finished):
-            index, request = self.owners[row]
-            length = int(tensors[4][place])
-            tokens, indices, scores, logprob = (tensor[place, :length].clone() for tensor in tensors[:4])
-            valid = bool(tensors[5][place])
-            out.append((index, Rollout(request.prompt, tokens, indices, scores, logprob, valid)))
-        return out
-
-    def _compact(self, alive: list[int]) -> None:
-        """Move the last rows into the gaps, so that the rows in flight are the first ones."""
-        count = len(alive)
-        gaps = sorted(set(range(count)) - set(alive))
-        movers = [row for row in alive if row >= count]
-        if movers:
-            source = torch.tensor(movers, device=self.policy.device)
-            target = torch.tensor(gaps, device=self.policy.device)
-            self.cache.move(source, target)
-            for tensor in self._per_row:
-                tensor[target] = tensor[source]
-            for gap, mover in zip(gaps, movers, strict=True):
-                self.owners[gap] = self.owners[mover]
-        self.owners = self.owners[:count]
-        self.rows = count
-        if count:
-            self.longest = int(self.lengths[:count].max())
-        else:
-            self.longest = 0
+def _served(waiting: deque[tuple[int, Request]], prompts: Prefilled, room: int) -> list[tuple[int, Request]]:
+    """Take the requests at the head of the queue whose prompts have been read, `room` at most."""
+    batch: list[tuple[int, Request]] = []
+    while waiting and len(batch) < room and waiting[0][1].prompt in prompts.place:
+        batch.append(waiting.popleft())
+    return batch

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lgrpo import evaluate
 from lgrpo.console import Show
-from lgrpo.engine import Engine, TextSettings
+from lgrpo.decode import TextSettings
+from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.groups import Grader
 from lgrpo.interrupt import StopRequest

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lgrpo.engine import TextSettings
+from lgrpo.decode import TextSettings
 from lgrpo.errors import UserError
 from lgrpo.superposition import LatentSettings
 

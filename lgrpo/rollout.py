@@ -28,6 +28,7 @@ class Rollout:
     scores: Tensor  # float32 [T, K], ordered; softmax(scores / tau) are the weights; 0 at hard ones
     logprob: Tensor  # float32 [T], as the engine saw it: surrogate, or log p at the explicit temperature
     valid: bool  # ended by itself, within the length limit
+    broken: bool = False  # stopped where the model's logits were no numbers; its last position is padding
 
     @property
     def length(self) -> int:

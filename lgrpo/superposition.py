@@ -18,6 +18,7 @@ from lgrpo import noise
 
 NOISE_LOW, NOISE_HIGH = -1.5, 3.0  # clip of the Gumbel noise, in nats
 NOISE_WIDTH = NOISE_HIGH - NOISE_LOW
+WHOLE = 1 << 24  # log-probabilities looked at together where the short list is not enough: 128 MiB of noise
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,48 @@ def explore(
     noise_scale float [N], where 0 gives the noise-free mixture, with scores tau * log p so that
     softmax(scores / tau) is it.
 
-    Works on a short list of the most probable tokens. That is exact, not approximate: noise spans
-    4.5 * scale, so a token further than that below the K-th best can never enter the top K. Rows where the
-    list does not reach so far, nor holds the whole nucleus, are done again over the whole vocabulary.
+    Works on a short list of the most probable tokens; rows for which it is not proven to be enough (`perturb`)
+    are done again over the whole vocabulary.
     """
     rows, vocabulary = log_probs.shape
     assert keys.shape == steps.shape == noise_scale.shape == (rows,)
-    size = min(vocabulary, max(settings.shortlist, settings.k))
-    indices, scores, exact = _perturbed_top_k(log_probs, keys, steps, noise_scale, settings, size)
-    if size < vocabulary and not bool(exact.all()):
-        redo = ~exact
-        again = _perturbed_top_k(log_probs[redo], keys[redo], steps[redo], noise_scale[redo], settings, vocabulary)
-        indices[redo], scores[redo] = again[0], again[1]
-    hard = (log_probs.argmax(-1) == end_id) | (indices[:, 0] == end_id)
-    return Step(indices, scores, hard)
+    values, tokens = log_probs.topk(min(vocabulary, max(settings.shortlist, settings.k)), dim=-1)
+    choice = perturb(values, tokens, keys, steps, noise_scale, settings, vocabulary)
+    complete(choice, log_probs.__getitem__, keys, steps, noise_scale, settings, vocabulary)
+    hard = (tokens[:, 0] == end_id) | (choice.indices[:, 0] == end_id)
+    return Step(choice.indices, choice.scores, hard)
 
 
-def _perturbed_top_k(
-    log_probs: Tensor, keys: Tensor, steps: Tensor, scale: Tensor, settings: LatentSettings, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Top K by noisy score among the `size` most probable: indices [N, K], scores [N, K], exact bool [N]."""
-    k, column = settings.k, scale[:, None]
-    values, tokens = log_probs.topk(size, dim=-1)
+class Choice(NamedTuple):
+    """The K best of a short list under noise, ordered by score."""
+
+    indices: Tensor  # int64 [N, K]
+    scores: Tensor  # float [N, K]
+    log_probs: Tensor  # float [N, K]: of `indices`, without noise
+    proven: Tensor  # bool [N]: no token outside the list can be among them
+
+
+def perturb(
+    values: Tensor,
+    tokens: Tensor,
+    keys: Tensor,
+    steps: Tensor,
+    noise_scale: Tensor,
+    settings: LatentSettings,
+    vocabulary: int,
+) -> Choice:
+    """Candidates, noise and the K best of them (docs/method.md, 2), from the M most probable of V tokens.
+
+    values float [N, M]: their log-probabilities, falling; tokens int64 [N, M]. keys, steps, noise_scale [N].
+
+    A list that holds the nucleus, or reaches further down than noise can lift, is as good as the whole vocabulary:
+    noise spans 4.5 * scale, so a token further than that below the K-th best never enters the top K. `proven` says
+    where.
+    """
+    k, size, column = settings.k, values.shape[-1], noise_scale[:, None]
     probabilities = values.exp()
     cumulative = probabilities.cumsum(-1)
-    rank = torch.arange(size, device=log_probs.device)
+    rank = torch.arange(size, device=values.device)
     candidate = (cumulative - probabilities < settings.top_p) | (rank < k)
 
     draw = noise.gumbel(keys, steps, tokens).clamp(NOISE_LOW, NOISE_HIGH)
@@ -110,9 +128,29 @@ def _perturbed_top_k(
     score = (base + draw * column).masked_fill(~candidate, -torch.inf)
     scores, place = score.topk(k, dim=-1)
 
-    out_of_reach = values[:, -1] < values[:, k - 1] - NOISE_WIDTH * scale
-    exact = out_of_reach | (cumulative[:, -1] >= settings.top_p)
-    return tokens.gather(1, place), scores, exact
+    out_of_reach = values[:, -1] < values[:, k - 1] - NOISE_WIDTH * noise_scale
+    proven = out_of_reach | (cumulative[:, -1] >= settings.top_p) | (size == vocabulary)
+    return Choice(tokens.gather(1, place), scores, values.gather(1, place), proven)
+
+
+def complete(
+    choice: Choice,
+    log_probs_of: Callable[[Tensor], Tensor],
+    keys: Tensor,
+    steps: Tensor,
+    noise_scale: Tensor,
+    settings: LatentSettings,
+    vocabulary: int,
+) -> None:
+    """Choose again, in place, over the whole vocabulary where the short list is not proven.
+
+    log_probs_of(rows int64 [n]) gives their log-probabilities [n, V]; it is asked for a few rows at a time.
+    """
+    for rows in (~choice.proven).nonzero()[:, 0].split(max(1, WHOLE // vocabulary)):
+        values, tokens = log_probs_of(rows).sort(dim=-1, descending=True)
+        again = perturb(values, tokens, keys[rows], steps[rows], noise_scale[rows], settings, vocabulary)
+        for kept, new in zip(choice, again, strict=True):
+            kept[rows] = new
 
 
 def weights_of(scores: Tensor, tau: float) -> Tensor:

@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache
 
 from lgrpo import noise
 from lgrpo.cache import SlotCache, bytes_per_column
-from lgrpo.engine import Engine, TextSettings
+from lgrpo.decode import TextSettings
+from lgrpo.engine import Engine
 from lgrpo.policy import Card, Policy
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.superposition import LatentSettings, mixture, weights_of

@@ -1,0 +1,49 @@
+"""Decode steps as CUDA graphs: a step's kernels are recorded once for each size and launched together ever after."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+WARM_UP = 2  # runs before a capture: libraries choose kernels and allocate their workspaces then
+
+
+class Graphs:
+    """Captures `step(rows, width, chains)` for each combination it is asked for, and replays it.
+
+    The step must change static tensors in place and wait for nothing. Between `pause`, before a capture, and `resume`
+    it must leave the state as it is.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[int, int, bool], None],
+        pause: Callable[[], torch.Tensor],
+        resume: Callable[[torch.Tensor], None],
+    ):
+        self.step, self.pause, self.resume = step, pause, resume
+        self.captured: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        self.pool: Any = None  # one pool: the graphs never run at the same time
+
+    def __call__(self, rows: int, width: int, chains: bool) -> None:
+        size = (rows, width, chains)
+        if size not in self.captured:
+            self.captured[size] = self._capture(*size)
+        self.captured[size].replay()
+
+    def _capture(self, rows: int, width: int, chains: bool) -> torch.cuda.CUDAGraph:
+        state = self.pause()
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self.step(rows, width, chains)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.step(rows, width, chains)
+            self.pool = graph.pool()
+        finally:
+            self.resume(state)
+        return graph

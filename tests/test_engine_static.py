@@ -1,0 +1,198 @@
+"""Steps that wait for nothing, as a CUDA graph takes them; memory that runs out; logits that are no numbers."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import models
+import pytest
+import torch
+from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
+
+from lgrpo import decode, noise
+from lgrpo.engine import GRAPHED, Engine, Pace
+from lgrpo.policy import Policy
+from lgrpo.prefill import prefill
+from lgrpo.rollout import Request, Rollout
+from lgrpo.slots import Slots
+
+STATIC = Pace(look=3, halvings=2, columns=8)
+
+
+@pytest.fixture
+def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    models.compute_in_float64(monkeypatch)
+
+
+def assert_same(ours: Sequence[Rollout], theirs: Sequence[Rollout], tolerance: float) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert one.indices.tolist() == other.indices.tolist()
+        assert torch.allclose(one.scores, other.scores, rtol=0, atol=tolerance)
+        assert torch.allclose(one.logprob, other.logprob, rtol=0, atol=tolerance)
+        assert (one.prompt, one.valid, one.broken) == (other.prompt, other.valid, other.broken)
+
+
+# --- static steps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_static_steps_equal_eager_ones(architecture: str) -> None:
+    """Sizes in steps, looks every third step: rows that ended and empty slots run along and change nothing."""
+    policy, requests = models.policy(architecture), mixed_requests(20)
+    static = engine(policy, slots=7)
+    static.pace = STATIC
+    assert_same(static.generate(requests), engine(policy, slots=7).generate(requests), 1e-9)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("pace", [STATIC, GRAPHED, Pace(look=2), Pace(look=LIMIT + 5, halvings=9, columns=64)])
+def test_rows_that_need_the_whole_vocabulary_wait_for_it(pace: Pace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a short list of three tokens hardly any step is proven, and a static step cannot look further."""
+    policy, requests = models.policy(), mixed_requests()
+    static, wholes = engine(policy, slots=5, shortlist=3), []
+    static.pace = pace
+    step = Slots.step
+
+    def spy(self: Slots, *args: Any, whole: bool) -> None:
+        wholes.append(whole)
+        step(self, *args, whole=whole)
+
+    monkeypatch.setattr(Slots, "step", spy)
+    rollouts = static.generate(requests)
+    assert {True, False} == set(wholes)
+    assert_same(rollouts, engine(policy).generate(requests), 1e-9)
+
+
+def on_meta(policy: Policy) -> Policy:
+    return Policy(copy.deepcopy(policy.model).to("meta"), policy.tokenizer, policy.card, policy.name)
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_a_static_step_asks_the_device_nothing(architecture: str) -> None:
+    """On the meta device there is nothing to ask: reading a value raises."""
+    policy = on_meta(models.policy(architecture))
+    slots = Slots(policy, LATENTS, TEXTS, 4, 9, LIMIT)
+    requests = [Request(prompt(9), noise.row_key(0, 0, n), latent=n > 0) for n in range(4)]
+    slots.admit(list(enumerate(requests)), prefill(policy, [prompt(9)]))
+    slots.step(4, 16, chains=True, whole=False)
+    slots.step(2, 16, chains=False, whole=False)
+    with pytest.raises(NotImplementedError):
+        slots.step(4, 16, chains=True, whole=True)
+
+
+def test_a_paused_step_changes_nothing_that_a_row_will_see() -> None:
+    """What a capture runs before it records: the steps after it are those of an undisturbed run."""
+    policy = models.policy()
+    requests = [Request(prompt(9), noise.row_key(0, 0, n)) for n in range(4)]
+
+    def walk(disturbed: bool) -> list[tuple[int, Rollout]]:
+        slots = Slots(policy, LATENTS, TEXTS, 4, 9, LIMIT)
+        slots.admit(list(enumerate(requests)), prefill(policy, [prompt(9)]))
+        for _ in range(6):
+            if disturbed:
+                active = slots.pause()
+                slots.step(4, 9 + LIMIT, chains=True, whole=False)
+                slots.resume(active)
+            slots.step(4, 9 + LIMIT, chains=True, whole=True)
+        return slots.take(range(4))
+
+    with torch.inference_mode():
+        undisturbed, disturbed = walk(False), walk(True)
+    assert_same([r for _, r in undisturbed], [r for _, r in disturbed], 0.0)
+    assert any(rollout.length > 3 for _, rollout in undisturbed)
+
+
+def test_an_interrupted_engine_begins_with_empty_slots() -> None:
+    policy, requests = models.policy(), mixed_requests()
+    interrupted = engine(policy, slots=5)
+
+    def stop(number: int, rollout: Rollout) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.generate(requests, stop)
+    assert_same(interrupted.generate(requests), engine(policy, slots=5).generate(requests), 0.0)
+
+
+# --- the best tokens of a large vocabulary -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocabulary", [40, 1000, 128 * 40, 128 * 40 + 77, 33_000])
+def test_the_best_tokens_are_those_of_topk(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = torch.randn(5, vocabulary, generator=generator)
+    logits[1, -10:] += 9  # behind the last block
+    logits[2, : min(vocabulary, 64)] += 9  # all in one block
+    logits[3] = torch.arange(vocabulary).flip(0)
+    values, tokens = decode.best(logits, 10)
+    expected = logits.topk(10)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(tokens, expected.indices)
+
+
+def test_the_best_of_equal_logits_are_different_tokens() -> None:
+    values, tokens = decode.best(torch.zeros(2, 128 * 60), 12)
+    assert values.tolist() == [[0.0] * 12] * 2
+    assert all(len(set(row)) == 12 for row in tokens.tolist())
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(policy: Policy, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode steps of more than `rows` rows do not fit."""
+    hidden = policy.hidden
+
+    def limited(embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if embeds.shape[0] > rows and embeds.shape[1] == 1:
+            raise torch.OutOfMemoryError("injected")
+        return hidden(embeds, *rest)
+
+    monkeypatch.setattr(policy, "hidden", limited)
+
+
+def test_out_of_memory_halves_the_rows_and_changes_no_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, requests = models.policy("smollm"), mixed_requests()
+    expected = engine(policy).generate(requests)
+    short_of_memory(policy, 4, monkeypatch)
+    said: list[str] = []
+    heard: list[int] = []
+    halved = Engine(policy, LATENTS, TEXTS, LIMIT, 16, said.append)
+    assert_same(halved.generate(requests, lambda number, _: heard.append(number)), expected, 1e-6)
+    assert said == [f"out of memory: {rows} rollouts at a time from now on" for rows in (6, 3)]
+    assert sorted(heard) == list(range(len(requests)))
+    halved.generate(requests)
+    assert len(said) == 2  # it remembers
+
+
+def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = models.policy()
+    short_of_memory(policy, 0, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine(policy, slots=2).generate(mixed_requests())
+
+
+# --- no numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latent", [True, False])
+def test_logits_that_are_no_numbers_break_their_own_rollout_only(latent: bool) -> None:
+    policy = models.policy()
+    with torch.no_grad():
+        policy.embedding.weight[21] = torch.nan  # no other prompt has it
+    head = policy.head
+    policy.head = lambda hidden: head(hidden).index_fill(1, torch.tensor([21]), -1e4)  # type: ignore[method-assign]
+    requests = [replace(one, latent=latent) for one in mixed_requests(10)]
+    poisoned = [Request((21, *prompt(20)), key, latent=latent) for key in range(3)]
+    expected = engine(policy, slots=3).generate(requests)
+    poisonous = engine(policy, slots=3)
+    rollouts = poisonous.generate([poisoned[0], *requests])
+    assert (rollouts[0].broken, rollouts[0].valid, rollouts[0].length) == (True, False, 1)
+    assert bool(rollouts[0].logprob.isfinite().all())
+    assert_same(rollouts[1:], expected, 1e-6)
+    assert not any(rollout.broken for rollout in rollouts[1:])
+    poisonous.generate(poisoned)  # fills the slots with NaN, which the next call uses
+    assert_same(poisonous.generate(requests), expected, 1e-6)
