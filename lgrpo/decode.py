@@ -63,16 +63,17 @@ def act(
     def of_token(tokens: Tensor) -> Tensor:
         return (logits.gather(1, tokens[:, None]) / text.temperature)[:, 0] - normaliser
 
-    sampled = _sample(values, candidates, rows, text)
+    draw = noise.gumbel(rows.keys, rows.steps, candidates)  # for a superposition or a token: a row needs one of them
+    sampled = _sample(values, candidates, draw, rows.temperature, text)
     if not chains:
         blank = sampled.new_zeros(count, latent.k)
         return Action(sampled, blank, blank.to(logits.dtype), of_token(sampled), torch.ones_like(finite), finite)
 
-    noisy = rows.keys, rows.steps, rows.noise_scale
     log_probs = values - logits.logsumexp(-1, keepdim=True)
-    choice = superposition.perturb(log_probs, candidates, *noisy, latent, vocabulary)
+    choice = superposition.perturb(log_probs, candidates, draw, rows.noise_scale, latent, vocabulary)
     choice = choice._replace(proven=choice.proven | ~rows.in_chain | ~finite)
     if whole:
+        noisy = rows.keys, rows.steps, rows.noise_scale
         superposition.complete(choice, lambda some: logits[some].log_softmax(-1), *noisy, latent, vocabulary)
     ends = ~finite | (candidates[:, 0] == end_id) | (choice.indices[:, 0] == end_id)
     is_latent = rows.in_chain & ~ends
@@ -88,18 +89,18 @@ def act(
     )
 
 
-def _sample(values: Tensor, candidates: Tensor, rows: Rows, text: TextSettings) -> Tensor:
+def _sample(values: Tensor, candidates: Tensor, draw: Tensor, temperature: Tensor, text: TextSettings) -> Tensor:
     """Explicit tokens int64 [N]: temperature, top-k, top-p, then the Gumbel-max trick on counter noise.
 
-    values [N, M] are the best logits, falling, of the tokens `candidates` [N, M].
+    values [N, M] are the best logits, falling, of the tokens `candidates` [N, M], and `draw` [N, M] their noise.
     """
-    values, candidates = values[:, : text.top_k], candidates[:, : text.top_k]
+    values, candidates, draw = values[:, : text.top_k], candidates[:, : text.top_k], draw[:, : text.top_k]
     # Temperature 0 is the most probable token: no noise, and any finite temperature for the nucleus.
-    scaled = values / torch.where(rows.temperature > 0, rows.temperature, 1.0)[:, None]
+    scaled = values / torch.where(temperature > 0, temperature, 1.0)[:, None]
     probabilities = scaled.softmax(-1)
     outside = probabilities.cumsum(-1) - probabilities >= text.top_p
-    draw = noise.gumbel(rows.keys, rows.steps, candidates) * (rows.temperature > 0)[:, None]
-    choice = (scaled.masked_fill(outside, -torch.inf) + draw).argmax(-1, keepdim=True)
+    noisy = scaled.masked_fill(outside, -torch.inf) + draw * (temperature > 0)[:, None]
+    choice = noisy.argmax(-1, keepdim=True)
     return candidates.gather(1, choice)[:, 0]
 
 

@@ -82,7 +82,7 @@ def explore(
     rows, vocabulary = log_probs.shape
     assert keys.shape == steps.shape == noise_scale.shape == (rows,)
     values, tokens = log_probs.topk(min(vocabulary, max(settings.shortlist, settings.k)), dim=-1)
-    choice = perturb(values, tokens, keys, steps, noise_scale, settings, vocabulary)
+    choice = perturb(values, tokens, noise.gumbel(keys, steps, tokens), noise_scale, settings, vocabulary)
     complete(choice, log_probs.__getitem__, keys, steps, noise_scale, settings, vocabulary)
     hard = (tokens[:, 0] == end_id) | (choice.indices[:, 0] == end_id)
     return Step(choice.indices, choice.scores, hard)
@@ -100,15 +100,15 @@ class Choice(NamedTuple):
 def perturb(
     values: Tensor,
     tokens: Tensor,
-    keys: Tensor,
-    steps: Tensor,
+    draw: Tensor,
     noise_scale: Tensor,
     settings: LatentSettings,
     vocabulary: int,
 ) -> Choice:
     """Candidates, noise and the K best of them (docs/method.md, 2), from the M most probable of V tokens.
 
-    values float [N, M]: their log-probabilities, falling; tokens int64 [N, M]. keys, steps, noise_scale [N].
+    values float [N, M]: their log-probabilities, falling; tokens int64 [N, M]; draw float [N, M]: standard Gumbel
+    noise of each; noise_scale float [N].
 
     A list that holds the nucleus, or reaches further down than noise can lift, is as good as the whole vocabulary:
     noise spans 4.5 * scale, so a token further than that below the K-th best never enters the top K. `proven` says
@@ -120,7 +120,7 @@ def perturb(
     rank = torch.arange(size, device=values.device)
     candidate = (cumulative - probabilities < settings.top_p) | (rank < k)
 
-    draw = noise.gumbel(keys, steps, tokens).clamp(NOISE_LOW, NOISE_HIGH)
+    draw = draw.clamp(NOISE_LOW, NOISE_HIGH)
     if settings.one_sided:
         draw = draw - NOISE_LOW
     # Without noise the weights are softmax(log p), whatever tau: section 1 knows no tau.
@@ -148,7 +148,8 @@ def complete(
     """
     for rows in (~choice.proven).nonzero()[:, 0].split(max(1, WHOLE // vocabulary)):
         values, tokens = log_probs_of(rows).sort(dim=-1, descending=True)
-        again = perturb(values, tokens, keys[rows], steps[rows], noise_scale[rows], settings, vocabulary)
+        draw = noise.gumbel(keys[rows], steps[rows], tokens)
+        again = perturb(values, tokens, draw, noise_scale[rows], settings, vocabulary)
         for kept, new in zip(choice, again, strict=True):
             kept[rows] = new
 
