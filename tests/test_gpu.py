@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import LATENTS, LIMIT, TEXTS
 
-from lgrpo.engine import Engine
+from lgrpo.engine import EAGER, GRAPHED, Engine
 from lgrpo.groups import Group
 from lgrpo.learner import Learner
 from lgrpo.plan import Setting, train_settings
@@ -18,14 +18,30 @@ from lgrpo.rollout import Request
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-def on_gpu(dtype: torch.dtype) -> Policy:
-    made = models.policy("llama", dtype)
+def on_gpu(dtype: torch.dtype, architecture: str = "llama") -> Policy:
+    made = models.policy(architecture, dtype)
     made.model.to("cuda")
     return made
 
 
 def requests() -> list[Request]:
     return [replace(one, prompt=models.prompt(9)) for one in models.mixed_requests(16)]
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_graphs_give_the_rollouts_of_single_steps(architecture: str) -> None:
+    policy = on_gpu(torch.float32, architecture)
+    said: list[str] = []
+    graphed = Engine(policy, LATENTS, TEXTS, LIMIT, 7, said.append)
+    assert graphed.pace is GRAPHED
+    first, again = graphed.generate(requests()), graphed.generate(requests())
+    assert said == []  # every architecture can be captured
+    eager = Engine(policy, LATENTS, TEXTS, LIMIT, 7)
+    eager.pace = EAGER
+    for one, other, single in zip(first, again, eager.generate(requests()), strict=True):
+        assert torch.equal(one.tokens, single.tokens)
+        assert torch.equal(other.tokens, single.tokens)
+        assert torch.allclose(one.logprob, single.logprob, atol=1e-4)
 
 
 def test_rollouts_do_not_depend_on_the_batch() -> None:
