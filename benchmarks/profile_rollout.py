@@ -111,6 +111,7 @@ class Tally:
     def __init__(self) -> None:
         self.classes: dict[str, float] = defaultdict(float)
         self.ops: dict[str, float] = defaultdict(float)  # outside matmul and attention
+        self.inside: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
         self.places: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
@@ -123,6 +124,8 @@ class Tally:
             if kind == "other ops":
                 self.ops[event.name] += seconds
                 self.calls[event.name] += 1
+            elif kind != "Python":
+                self.inside[f"{event.name} ({kind})"] += seconds
             if kind in ("other ops", "Python"):
                 self.places[place_of(event)][kind] += seconds
         for kind, seconds in one.items():
@@ -180,6 +183,8 @@ def main(model: str | None, problems: int, repeats: int, top: int) -> None:
         [[n, f"{tally.ops[n] * 1e3 / repeats:.0f}", f"{tally.ops[n] / whole:.1%}", str(tally.calls[n] // repeats)]
          for n in best],
     ))  # fmt: skip
+    largest = sorted(tally.inside, key=tally.inside.__getitem__, reverse=True)[:4]
+    print("\ninside: " + ", ".join(f"{name} {tally.inside[name] / whole:.1%}" for name in largest))
     order = sorted(tally.places, key=lambda name: sum(tally.places[name].values()), reverse=True)[:top]
     cells = {name: [tally.places[name][kind] * 1e3 / repeats for kind in ("other ops", "Python")] for name in order}
     print()
