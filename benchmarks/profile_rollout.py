@@ -13,9 +13,10 @@ op's self time goes to one of four classes:
 - other ops: the rest of torch's ops, copies into and out of the cache among them;
 - Python: the time in which no op runs. The profiler's own cost, some microseconds an op, lies here and in "other ops".
 
-`outside` is 1 - (matmul + attention) / wall, with the *plain* run's wall. The profiler does not lengthen that wall, and
-lengthens few and long products little: so `outside` is, if anything, too small. `outside, profiled` is the same over
-the profiled wall and too large; the truth lies between the two.
+`outside` is 1 - (matmul + attention) over the time of the *plain* run. The profiler does not lengthen that, and
+lengthens few and long products little: so `outside` is, if anything, too small. The same over the profiled run is too
+large; the truth lies between the two. Plain and profiled run are compared by their CPU time, so that other work on the
+machine does not count, which holds for one thread; the plain run's wall time is shown as well.
 
 "Where" gives the time outside to the innermost function of lgrpo or module of the model that it was spent in.
 """
@@ -146,36 +147,35 @@ def main(model: str | None, problems: int, repeats: int, top: int) -> None:
     tally = Tally()
     positions = 0
 
-    def plain(_: int) -> float:
+    def plain(_: int) -> side_by_side.Seconds:
         nonlocal positions
-        began = side_by_side.clock("cpu")
-        positions = sum(rollout.length for rollout in rollouts.generate(asked))
-        return side_by_side.clock("cpu") - began
+        made, seconds = side_by_side.timed("cpu", lambda: rollouts.generate(asked))
+        positions = sum(rollout.length for rollout in made)
+        return seconds
 
-    def profiled(repeat: int) -> tuple[float, dict[str, float]]:
-        with named_ranges(), profile(activities=[ProfilerActivity.CPU]) as prof:
-            began = side_by_side.clock("cpu")
-            with record_function(RANGE + "the benchmark"):
-                rollouts.generate(asked)
-            wall = side_by_side.clock("cpu") - began
-        return wall, tally.add(prof.events()) if repeat >= 0 else {}
+    def profiled(repeat: int) -> tuple[side_by_side.Seconds, dict[str, float]]:
+        profiler = profile(activities=[ProfilerActivity.CPU])
+        with named_ranges(), profiler, record_function(RANGE + "the benchmark"):
+            _, seconds = side_by_side.timed("cpu", lambda: rollouts.generate(asked))
+        return seconds, tally.add(profiler.events()) if repeat >= 0 else {}
 
     runs = side_by_side.alternately({"plain": plain, "profiled": profiled}, repeats)
-    walls = runs["plain"]
-    inside = [one["matmul"] + one["attention"] for _, one in runs["profiled"]]
-    outside = side_by_side.Spread.of([1 - a / b for a, b in zip(inside, walls, strict=True)])
-    upper = side_by_side.Spread.of([1 - a / b for a, (b, _) in zip(inside, runs["profiled"], strict=True)])
+    walls = [seconds.wall for seconds in runs["plain"]]
+    inside = [(one["matmul"] + one["attention"]) / sum(one.values()) for _, one in runs["profiled"]]
+    slower = [seconds.cpu / quick.cpu for (seconds, _), quick in zip(runs["profiled"], runs["plain"], strict=True)]
+    outside = side_by_side.Spread.of([1 - share * factor for share, factor in zip(inside, slower, strict=True)])
+    upper = side_by_side.Spread.of([1 - share for share in inside])
     whole = sum(tally.classes.values())
     chain = "latent" if policy_.latent else "explicit"
     print(
         f"{len(asked)} {chain} rollouts, {positions} positions; plain run {median(walls):.2f} s, "
-        f"{positions / median(walls):,.0f} positions/s; profiled {median(w for w, _ in runs['profiled']):.2f} s\n"
+        f"{positions / median(walls):,.0f} positions/s; profiled {median(s.wall for s, _ in runs['profiled']):.2f} s\n"
     )
     print(side_by_side.table(
         ["class", "ms a run", "share of the profiled run"],
         [[n, f"{tally.classes[n] * 1e3 / repeats:.0f}", f"{tally.classes[n] / whole:.1%}"] for n in CLASSES],
     ))  # fmt: skip
-    print(f"\noutside: {outside.median:.1%} ({outside.low:.1%} to {outside.high:.1%}) of the plain wall,")
+    print(f"\noutside: {outside.median:.1%} ({outside.low:.1%} to {outside.high:.1%}) of the plain run,")
     print(f"{upper.median:.1%} of the profiled one\n")
     best = sorted(tally.ops, key=tally.ops.__getitem__, reverse=True)[:top]
     print(side_by_side.table(

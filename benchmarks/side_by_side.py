@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from lgrpo.engine import Engine
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ def clock(device: torch.device | str) -> float:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+class Seconds(NamedTuple):
+    """How long something took."""
+
+    wall: float
+    cpu: float  # of this process, all threads: says the same as `wall` for one thread with a core of its own
+
+
+def timed(device: torch.device | str, action: Callable[[], Result]) -> tuple[Result, Seconds]:
+    wall, cpu = clock(device), time.process_time()
+    result = action()
+    return result, Seconds(clock(device) - wall, time.process_time() - cpu)
 
 
 def tiny_settings(k: int, explicit: bool, device: str = "cpu", **chosen: Any) -> plan.TrainSettings:
