@@ -126,6 +126,7 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
 
     whole = side_by_side.alternately(sides_of(shape.response), repeats)
     first = side_by_side.alternately(sides_of(1), repeats)
+    assert all(set(run.lengths) == {shape.response} for runs in whole.values() for run in runs)
     bandwidth, operations, source = shapes.peaks(device, policy.dtype)
     floor = shapes.decode_step_bytes(policy, rows, shape.prompt, shape.response) / bandwidth
     found, lines = {}, []
@@ -146,8 +147,11 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
     print(f"{name}: {policy.parameters / 1e6:,.0f} M random weights, {policy.dtype}, {rows} rows,")
     print(f"{shape.prompt} + {shape.response} positions; ceiling {ceiling}")
     print(f"at {bandwidth / 1e9:,.0f} GB/s ({source})\n{side_by_side.table(header, lines)}")
+    latent = side_by_side.ratios([r.speed for r in whole["latent"]], [r.speed for r in whole["explicit"]])
+    print(f"\na latent position against an explicit one: {latent.text(2)} of its speed")
     return {
-        "shape": name, "rows": rows, "sides": found, "ceiling_ms": floor * 1e3, "bandwidth": bandwidth,
+        "shape": name, "latent_over_explicit": latent.as_json(),
+        "rows": rows, "sides": found, "ceiling_ms": floor * 1e3, "bandwidth": bandwidth,
         "peaks": source, "compute_floor_ms": 2e3 * policy.parameters * rows / operations,
     }  # fmt: skip
 

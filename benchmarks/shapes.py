@@ -2,11 +2,10 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import transformers
-from side_by_side import clock
+from side_by_side import timed
 
 from lgrpo import tiny
 from lgrpo.cache import bytes_per_column
@@ -31,11 +30,13 @@ class Shape:
     prompt: int  # positions
     response: int
     recipe: str
+    tied: bool = True  # the head is the embedding table
 
 
 SHAPES = {
     "tiny-random": Shape(1024, 64, 128, 2, 4, 2, 4, 4, 24, 16, "low"),
     "llama-3.2-1b": Shape(128_256, 2048, 8192, 16, 32, 8, 64, 8, 192, 128, "low"),
+    "qwen2.5-7b": Shape(152_064, 3584, 18_944, 28, 28, 4, 32, 8, 1024, 4096, "high", tied=False),
 }
 # Bytes a second of the memory and dense bf16 operations a second, by data sheet.
 PEAKS = {
@@ -53,16 +54,17 @@ def random_policy(shape: Shape, device: str) -> Policy:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        tie_word_embeddings=shape.tied,
     )
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():  # the head is the embedding table, and its input has norm sqrt(hidden)
-        table = model.get_input_embeddings().weight
+    with torch.no_grad():  # the head's input has norm sqrt(hidden)
+        table = model.get_output_embeddings().weight
         table.mul_(SHARPNESS / (shape.hidden**0.5 * float(table.float().std())))
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # generate looks here, too
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tiny.MODEL))
     return Policy(model.eval(), tokenizer, Card("explicit"), "random weights")
 
@@ -94,34 +96,33 @@ def peaks(device: str, dtype: torch.dtype) -> tuple[float, float, str]:
     target = torch.empty_like(source)
     square = torch.ones(1024 if torch.device(device).type == "cpu" else 8192, dtype=dtype, device=device)
     square = square.expand(len(square), -1).contiguous()
-    copying = min(_timed(device, lambda: target.copy_(source)) for _ in range(5))
-    multiplying = min(_timed(device, lambda: square @ square) for _ in range(5))
+    copying = min(timed(device, lambda: target.copy_(source))[1].wall for _ in range(5))
+    multiplying = min(timed(device, lambda: square @ square)[1].wall for _ in range(5))
     return 2 * source.numel() * 4 / copying, 2 * len(square) ** 3 / multiplying, "measured here"
-
-
-def _timed(device: str, action: Any) -> float:
-    began = clock(device)
-    action()
-    return clock(device) - began
 
 
 def decode_step_bytes(policy: Policy, rows: int, prompt: int, response: int) -> float:
     """What a decode step must read, on average over the response: all weights once, and each row's keys and values.
 
-    The embedding table counts once: it is the head. Writing, logits and activations are left out.
+    The head counts and looking up embeddings does not. Writing, logits and activations are left out.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
+    if not policy.model.config.tie_word_embeddings:
+        weights -= policy.embedding.weight.numel() * policy.embedding.weight.element_size()
     return weights + rows * (prompt + response / 2) * bytes_per_column(policy.model)
 
 
-def training_operations(policy: Policy, positions: int, head_positions: int, pairs: float) -> float:
-    """Operations of forward and backward pass: 6 a weight and position, and attention, without any recomputation.
+def update_operations(policy: Policy, shape: Shape) -> float:
+    """Operations that one pass of learning over the batch needs, forward and backward, without any recomputation.
 
-    `positions` go through the layers and `head_positions` through the output head; `pairs` are the (query, key) pairs
-    that attention looks at.
+    6 a weight and position in the layers; 4 in the output head, which is frozen, and at response positions alone;
+    12 a head dimension and (query, key) pair in attention. A prompt counts once a group, as it is computed once.
     """
     config = policy.model.config
+    inputs = shape.response - 1  # the last position predicts nothing
+    positions = shape.groups * (shape.prompt + shape.group * inputs)
+    pairs = shape.prompt**2 / 2 + shape.group * (inputs * shape.prompt + inputs**2 / 2)
     head = config.vocab_size * config.hidden_size
-    layers = policy.parameters - head
-    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
-    return 6.0 * (layers * positions + head * head_positions) + attention
+    layers = policy.parameters - (head if shape.tied else 2 * head)
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs * shape.groups
+    return 6.0 * layers * positions + 4.0 * head * shape.groups * shape.group * shape.response + attention

@@ -64,13 +64,6 @@ def alternately(sides: dict[str, Callable[[int], Any]], repeats: int, warm: bool
     return results
 
 
-def clock(device: torch.device | str) -> float:
-    """Seconds, once the device has done all that it was asked to."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 class Seconds(NamedTuple):
     """How long something took."""
 
@@ -78,10 +71,22 @@ class Seconds(NamedTuple):
     cpu: float  # of this process, all threads: says the same as `wall` for one thread with a core of its own
 
 
+def now(device: torch.device | str) -> Seconds:
+    """The clocks, once the device has done all that it was asked to."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter(), time.process_time())
+
+
+def since(began: Seconds, device: torch.device | str) -> Seconds:
+    ended = now(device)
+    return Seconds(ended.wall - began.wall, ended.cpu - began.cpu)
+
+
 def timed(device: torch.device | str, action: Callable[[], Result]) -> tuple[Result, Seconds]:
-    wall, cpu = clock(device), time.process_time()
+    began = now(device)
     result = action()
-    return result, Seconds(clock(device) - wall, time.process_time() - cpu)
+    return result, since(began, device)
 
 
 def tiny_settings(k: int, explicit: bool, device: str = "cpu", **chosen: Any) -> plan.TrainSettings:

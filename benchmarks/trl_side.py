@@ -34,7 +34,8 @@ def available() -> bool:
 class Steps:
     """What one call of `train` measured."""
 
-    seconds: float = 0.0
+    seconds: side_by_side.Seconds
+    rollout: float = 0.0  # seconds of `seconds.wall` in its generation
     lengths: list[int] = field(default_factory=list)  # of the responses, up to and including the end
     rewards: list[float] = field(default_factory=list)
 
@@ -71,7 +72,7 @@ class Trainer:
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) not in frozen)
         self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.measured = Steps()
+        self.measured = Steps(side_by_side.Seconds(0.0, 0.0))
         arguments = GRPOConfig(
             output_dir=self.folder.name,
             use_cpu=policy.device.type == "cpu",
@@ -114,18 +115,25 @@ class Trainer:
             callbacks=[_Stopwatch(self, policy.device)],
         )
         self.trainer.remove_callback(transformers.PrinterCallback)
-        self.problems = problems
+        self._generate = self.trainer._generate_single_turn
+        self.trainer._generate_single_turn = self._timed_generate
 
     def roll_out(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Its own generation: response ids, up to and including the end."""
-        return self.trainer._generate_single_turn([list(p) for p in prompts], None, {}, 1)[0]
+        return self._generate([list(p) for p in prompts], None, {}, 1)[0]
 
-    def train(self) -> Steps:
+    def train(self, seed: int) -> Steps:
         """One batch from the first weights on: roll out, reward, all optimiser steps."""
+        self.trainer.args.seed = seed
         self.model.load_state_dict(self.initial)
-        self.measured = Steps()
+        self.measured = Steps(side_by_side.Seconds(0.0, 0.0))
         self.trainer.train()
         return self.measured
+
+    def _timed_generate(self, *args: Any, **kwargs: Any) -> Any:
+        out, seconds = side_by_side.timed(self.model.device, lambda: self._generate(*args, **kwargs))
+        self.measured.rollout += seconds.wall
+        return out
 
     def _rewarder(self, grader: Grader) -> Callable[..., list[float]]:
         def boxed(completions: Any, completion_ids: Any, answer: list[str], **_: Any) -> list[float]:
@@ -141,12 +149,13 @@ class _Stopwatch(transformers.TrainerCallback):  # type: ignore[misc]
     """From the beginning of the first optimiser step, which makes the rollouts, to the end of the last."""
 
     def __init__(self, owner: Trainer, device: Any):
-        self.owner, self.device, self.began = owner, device, 0.0
+        self.owner, self.device = owner, device
+        self.began = side_by_side.now(device)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
-            self.began = side_by_side.clock(self.device)
+            self.began = side_by_side.now(self.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == state.max_steps:
-            self.owner.measured.seconds = side_by_side.clock(self.device) - self.began
+            self.owner.measured.seconds = side_by_side.since(self.began, self.device)
