@@ -61,9 +61,9 @@ def random_policy(shape: Shape, device: str) -> Policy:
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    with torch.no_grad():  # the head's input has norm sqrt(hidden)
+    with torch.no_grad():  # in the last norm: larger embeddings would make each token its own successor
         table = model.get_output_embeddings().weight
-        table.mul_(SHARPNESS / (shape.hidden**0.5 * float(table.float().std())))
+        model.base_model.norm.weight.mul_(SHARPNESS / (shape.hidden**0.5 * float(table.float().std())))
     model.config.eos_token_id = model.generation_config.eos_token_id = None  # generate looks here, too
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tiny.MODEL))
     return Policy(model.eval(), tokenizer, Card("explicit"), "random weights")
