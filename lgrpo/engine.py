@@ -1,6 +1,6 @@
 """The rollout engine: ids in, rollouts out. It knows no text.
 
-A group's prompt is prefilled once and copied into the slots of its rollouts. Each decode step gives every
+A group's prompt is prefilled once and kept once for all its rollouts. Each decode step gives every
 row its next action, latent or explicit, and feeds it back; rows that end leave their slot to waiting
 requests, so ragged lengths do not cost the longest one. Rows of all kinds share a batch, and none of them
 depends on its neighbours: noise is a function of the row's key, its step and the token (noise.py).
@@ -9,7 +9,7 @@ On a GPU steps are CUDA graphs and rows are looked at every few of them; elsewhe
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +17,12 @@ from itertools import islice
 
 import torch
 
-from lgrpo.cache import rows_that_fit
+from lgrpo.cache import columns_that_fit
 from lgrpo.decode import TextSettings
 from lgrpo.graphs import Graphs
 from lgrpo.policy import Policy
-from lgrpo.prefill import Prefilled, prefill
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Slots
+from lgrpo.slots import Size, Slots
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 15  # prompt positions that go through the model at a time
@@ -93,7 +92,9 @@ class Engine:
         on_finish: Callable[[int, Rollout], None] | None,
     ) -> bool:
         """Add the missing rollouts, by number; False where memory ran out before the last."""
-        waiting = deque((number, request) for number, request in enumerate(requests) if number not in rollouts)
+        missing = [(number, request) for number, request in enumerate(requests) if number not in rollouts]
+        order = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.prompt for _, r in missing))}
+        waiting = deque(sorted(missing, key=lambda one: order[one[1].prompt]))  # rollouts of a prompt together
         try:
             for number, rollout in self._run(waiting):
                 rollouts[number] = rollout
@@ -107,39 +108,61 @@ class Engine:
 
     def _run(self, waiting: deque[tuple[int, Request]]) -> Iterator[tuple[int, Rollout]]:
         """Number and rollout of each request, as they end."""
-        longest_prompt = max(len(request.prompt) for _, request in waiting)
-        state = self._buffers(len(waiting), longest_prompt)
+        state = self._buffers([request for _, request in waiting])
         chains = any(request.latent for _, request in waiting)
-        prompts: Prefilled | None = None
         longest, stuck = 0, False
         while waiting or state.occupied:
-            while waiting and state.occupied < state.slots:
-                if prompts is None or waiting[0][1].prompt not in prompts.place:
-                    prompts = prefill(self.policy, _upcoming(waiting, max(1, PREFILL // longest_prompt)))
-                batch = _served(waiting, prompts, state.slots - state.occupied)
-                state.admit(batch, prompts)
-                longest = max(longest, *(len(request.prompt) for _, request in batch))
+            if waiting and state.occupied < state.size.slots:
+                self._admit(state, waiting)
             rows = self._rows(state)
             self._steps(state, rows, longest, chains, stuck)
             done, stuck, longest = state.look(rows)
             if done:
                 yield from state.take(done)
 
-    def _buffers(self, wanted: int, longest_prompt: int) -> Slots:
+    def _admit(self, state: Slots, waiting: deque[tuple[int, Request]]) -> None:
+        """Requests into free slots, as many as can be; prompts are read as many at a time as there is room for."""
+        at_once = max(1, PREFILL // state.size.longest_prompt)
+        state.admit(waiting)
+        while waiting and state.occupied < state.size.slots and (room := len(state.shelf.free())):
+            upcoming = dict.fromkeys(r.prompt for _, r in waiting if not state.shelf.holds(r.prompt))
+            prompts = list(islice(upcoming, min(room, at_once)))
+            if not prompts or state.shelf.holds(waiting[0][1].prompt):
+                break  # the next in the queue waits for a place beside its prompt
+            state.read(prompts)
+            state.admit(waiting)
+
+    def _buffers(self, requests: Sequence[Request]) -> Slots:
         """The buffers of the last call where they serve, else new ones."""
-        slots = min(self.slots, wanted)
-        if self._state is None or not self._state.fits(slots, longest_prompt):
+        groups = Counter(request.prompt for request in requests)
+        slots = min(self.slots, len(requests))
+        size = self._size(slots, groups)
+        if self._state is None or not self._state.size.fits(size):
             self.release()
-            slots = min(slots, rows_that_fit(self.policy.model, longest_prompt + self.max_response + 1))
-            self._state = Slots(self.policy, self.latent, self.text, slots, longest_prompt, self.max_response)
-        self._state.clear()
+            columns = columns_that_fit(self.policy.model)
+            while slots > 1 and self._columns(size) > columns:
+                slots -= max(1, slots // 16)
+                size = self._size(slots, groups)
+            self._state = Slots(self.policy, self.latent, self.text, size, self.max_response)
+        self._state.expect(requests)
         return self._state
+
+    @staticmethod
+    def _size(slots: int, groups: Counter[tuple[int, ...]]) -> Size:
+        """Room for `slots` rows: half as many prompts again as they have when groups are whole, for those that end."""
+        prompts = min(len(groups), -(-3 * slots * len(groups) // (2 * groups.total())) + 1)
+        members = min(slots, max(groups.values()), max(1, 4 * slots // prompts))
+        return Size(slots, prompts, members, max(map(len, groups)))
+
+    def _columns(self, size: Size) -> int:
+        """Columns of its cache."""
+        return (size.prompts + 1) * size.longest_prompt + size.slots * (self.max_response + 1)
 
     def _rows(self, state: Slots) -> int:
         """How many slots the next steps run over; rows are moved together where that makes them fewer."""
         rows = state.occupied
         if self.pace.halvings:
-            rows = min(size for n in range(self.pace.halvings + 1) if (size := max(1, state.slots >> n)) >= rows)
+            rows = min(size for n in range(self.pace.halvings + 1) if (size := max(1, state.size.slots >> n)) >= rows)
         if state.top > rows:
             state.compact()
         return rows
@@ -148,7 +171,7 @@ class Engine:
         """Steps until the next look. A stuck row is freed by one that may search the whole vocabulary."""
         pace = self.pace
         if stuck or pace.look == 1:
-            state.step(rows, longest + 1, chains, whole=True)
+            state.step(rows, longest + 1, chains, whole=True, tight=rows == state.occupied)
             return
         width = min(state.cache.columns, -(-(longest + pace.look) // pace.columns) * pace.columns)
         try:
@@ -168,16 +191,3 @@ class Engine:
         if self._graphs is None:
             self._graphs = Graphs(partial(state.step, whole=False), state.pause, state.resume)
         self._graphs(rows, width, chains)
-
-
-def _upcoming(waiting: deque[tuple[int, Request]], count: int) -> list[tuple[int, ...]]:
-    """The next prompts in the queue, `count` different ones at most."""
-    return list(islice(dict.fromkeys(request.prompt for _, request in waiting), count))
-
-
-def _served(waiting: deque[tuple[int, Request]], prompts: Prefilled, room: int) -> list[tuple[int, Request]]:
-    """Take the requests at the head of the queue whose prompts have been read, `room` at most."""
-    batch: list[tuple[int, Request]] = []
-    while waiting and len(batch) < room and waiting[0][1].prompt in prompts.place:
-        batch.append(waiting.popleft())
-    return batch

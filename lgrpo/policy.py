@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lgrpo import attention
+from lgrpo.cache import SlotCache
 from lgrpo.errors import UserError
 
 BEGIN, END = "<think>", "</think>"
@@ -57,6 +59,7 @@ class Policy:
                 f"{name}: the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}; "
                 "use the tokenizer this model was trained with"
             )
+        self.shares_prompts = attention.install(model)
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     @classmethod
@@ -137,20 +140,29 @@ class Policy:
             frozen |= {id(parameter) for parameter in head.parameters()}
         return [parameter for parameter in self.model.parameters() if id(parameter) not in frozen]
 
-    def hidden(self, embeds: Tensor, allowed: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+    def hidden(
+        self,
+        embeds: Tensor,
+        allowed: Tensor,
+        positions: Tensor,
+        cache: Any = None,
+        key_positions: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states.
 
         embeds [B, T, D]; allowed bool [B, T, S], True = may attend, S key columns; positions int64 [B, T].
-        Without a cache the S columns are the T positions; with one, those the cache returns.
+        The S columns are the T positions unless key_positions int64 [B, S] says otherwise, as over a SlotCache.
         Always passes an explicit mask: without it `transformers` takes positions that do not count up by one
         for packed sequences and cuts attention.
         """
+        keys = positions if key_positions is None else key_positions
         output = self.model.base_model(
             inputs_embeds=embeds,
-            attention_mask=self._mask(allowed, positions, cache is not None, embeds.dtype),
+            attention_mask=self._mask(allowed, positions, keys, embeds.dtype),
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({"slot_cache": cache} if isinstance(cache, SlotCache) and cache.shared else {}),
         )
         return output.last_hidden_state
 
@@ -174,7 +186,7 @@ class Policy:
             kind = self.model.config.model_type
             raise UserError(f"{self.name}: architecture {kind!r} computes its logits in a way lgrpo does not support")
 
-    def _mask(self, allowed: Tensor, positions: Tensor, cached: bool, dtype: torch.dtype) -> Any:
+    def _mask(self, allowed: Tensor, positions: Tensor, keys: Tensor, dtype: torch.dtype) -> Any:
         """Additive masks [B, 1, T, S] as the architecture wants them.
 
         The lowest finite number rather than -inf, which turns fully masked rows into NaN, and rather than
@@ -188,8 +200,6 @@ class Policy:
         kinds = getattr(config, "layer_types", None)
         if kinds is not None and "sliding_attention" not in kinds:
             return full
-        # A cache column's position is its index; without a cache the keys are the queries.
-        keys = torch.arange(allowed.shape[-1], device=allowed.device)[None] if cached else positions
         sliding = _additive(allowed & (positions[:, :, None] - keys[:, None, :] < window), dtype)
         return sliding if kinds is None else {"full_attention": full, "sliding_attention": sliding}
 

@@ -5,7 +5,10 @@ Rows that ended, and rows that wait for the whole vocabulary (superposition.pert
 advancing until somebody looks.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,34 +17,64 @@ from lgrpo import decode, superposition
 from lgrpo.cache import SlotCache
 from lgrpo.decode import TextSettings
 from lgrpo.policy import Policy
-from lgrpo.prefill import Prefilled
+from lgrpo.prefill import Prompt, Shelf, prefill
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.superposition import LatentSettings
 
 
-class Slots:
-    """S slots for prompts of at most P positions and responses of at most L, all tensors on the device."""
+@dataclass(frozen=True)
+class Size:
+    """What a call of the engine needs room for."""
 
-    def __init__(
-        self, policy: Policy, latent: LatentSettings, text: TextSettings, slots: int, longest_prompt: int, limit: int
-    ):
-        self.policy, self.latent, self.text, self.limit = policy, latent, text, limit
-        self.slots, self.longest_prompt = slots, longest_prompt
+    slots: int  # rows in flight, S
+    prompts: int  # different prompts among them, P
+    members: int  # rows of one prompt, M
+    longest_prompt: int  # positions
+
+    def fits(self, other: "Size") -> bool:
+        """Whether buffers of this size serve where `other` is needed."""
+        return (
+            self.slots >= other.slots
+            and self.prompts >= other.prompts
+            and self.members >= other.members
+            and self.longest_prompt >= other.longest_prompt
+        )
+
+
+class Owner(NamedTuple):
+    """Whose rollout a slot makes."""
+
+    number: int  # of the request
+    request: Request
+    prompt_slot: int
+    place: int
+
+
+class Slots:
+    """Slots for responses of at most L positions, all tensors on the device."""
+
+    def __init__(self, policy: Policy, latent: LatentSettings, text: TextSettings, size: Size, limit: int):
+        self.policy, self.latent, self.text, self.size, self.limit = policy, latent, text, size, limit
         # One column more than a row can fill: a row at its limit still writes somewhere until it is taken out.
-        self.cache = SlotCache(slots, longest_prompt + limit + 1)
-        self.requests: list[tuple[int, Request] | None] = [None] * slots  # number and request of each slot's owner
+        self.cache = SlotCache(
+            size.prompts, size.members, size.longest_prompt, size.slots, limit + 1, policy.shares_prompts
+        )
+        self.owners: list[Owner | None] = [None] * size.slots
+        self.shelf = Shelf(size.prompts, size.members, ())
         device = policy.device
         self.eos = torch.tensor(policy.eos_ids, device=device)
-        self.columns = torch.arange(self.cache.columns, device=device)
+        self.columns = torch.arange(max(size.longest_prompt, limit + 1), device=device)
 
         def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+            return torch.zeros(size.slots, *shape, dtype=dtype, device=device)
 
         real = torch.float64 if policy.dtype == torch.float64 else torch.float32
         self.hidden = zeros(policy.model.config.get_text_config().hidden_size, dtype=policy.dtype)
         self.keys = zeros(dtype=torch.int64)
         self.steps = zeros(dtype=torch.int64)  # positions of the response so far
-        self.lengths = zeros(dtype=torch.int64)  # columns in the cache: prompt and response
+        self.prompt_lengths = zeros(dtype=torch.int64)
+        self.group = zeros(dtype=torch.int64)  # prompt slot, and place in it
+        self.place = zeros(dtype=torch.int64)
         self.active = zeros(dtype=torch.bool)
         self.in_chain = zeros(dtype=torch.bool)
         self.ended = zeros(dtype=torch.bool)  # by an end-of-sequence token
@@ -55,23 +88,23 @@ class Slots:
         self.scores = zeros(limit + 1, latent.k, dtype=real)
         self.logprob = zeros(limit + 1, dtype=real)
         self._per_row = (
-            self.hidden, self.keys, self.steps, self.lengths, self.active, self.in_chain, self.ended, self.waiting,
-            self.broken, self.noise_scale, self.temperature, self.tokens, self.indices, self.scores, self.logprob,
+            self.hidden, self.keys, self.steps, self.prompt_lengths, self.group, self.place, self.active,
+            self.in_chain, self.ended, self.waiting, self.broken, self.noise_scale, self.temperature, self.tokens,
+            self.indices, self.scores, self.logprob,
         )  # fmt: skip
-
-    def fits(self, slots: int, longest_prompt: int) -> bool:
-        """Whether these buffers serve so many rows of such prompts."""
-        return slots <= self.slots and longest_prompt <= self.longest_prompt
+        # Of each prompt: the hidden state that predicts a response's first position.
+        self.prompt_hidden = self.hidden.new_zeros(size.prompts, self.hidden.shape[1])
 
     # -- one decode step
 
-    def step(self, rows: int, width: int, chains: bool, whole: bool) -> None:
+    def step(self, rows: int, width: int, chains: bool, whole: bool, tight: bool = False) -> None:
         """Act on the last hidden state of the first `rows` slots, record it, and run the model on it.
 
-        width: columns of the cache the step sees, more than any active row's length. chains, whole: see decode.act.
+        width: columns of the responses the step sees, more than any active row has. chains, whole: see decode.act.
+        tight: only the prompt slots and columns in use; all rows must have an owner, and sizes change with the prompts.
         """
         view = slice(0, rows)
-        keys, steps, lengths = self.keys[view], self.steps[view], self.lengths[view]
+        keys, steps, lengths = self.keys[view], self.steps[view], self.prompt_lengths[view]
         now = decode.Rows(keys, steps, self.in_chain[view], self.noise_scale[view], self.temperature[view])
         logits = self.policy.head(self.hidden[view])
         action = decode.act(logits, now, self.policy.end_id, self.latent, self.text, chains, whole)
@@ -83,12 +116,17 @@ class Slots:
             weights = superposition.weights_of(action.scores, self.latent.tau)
             soft = superposition.embed(action.indices, weights, self.policy.embedding)
             embeds = torch.where((action.tokens == LATENT)[:, None], soft, embeds)
-        self.cache.see(rows, width, lengths)
-        allowed = self.columns[:width] <= lengths[:, None]
-        hidden = self.policy.hidden(embeds[:, None], allowed[:, None], lengths[:, None], self.cache)[:, 0]
+        prompts, prompt_width = self.size.prompts + 1, self.size.longest_prompt
+        if tight:
+            prompts, prompt_width = self.shelf.used, self.shelf.width
+        self.cache.see(prompts, prompt_width, self.group[view], self.place[view], width, steps)
+        of_prompt, of_response = self.columns[:prompt_width], self.columns[:width]
+        positions = (lengths + steps)[:, None]
+        allowed = torch.cat([of_prompt < lengths[:, None], of_response <= steps[:, None]], 1)
+        key_positions = torch.cat([of_prompt.expand(rows, -1), lengths[:, None] + of_response], 1)
+        hidden = self.policy.hidden(embeds[:, None], allowed[:, None], positions, self.cache, key_positions)[:, 0]
         self.hidden[view] = torch.where(go[:, None], hidden, self.hidden[view])
         steps += go
-        lengths += go
         self.waiting[view] = self.active[view] & ~action.proven
         self.active[view] &= ~(self.ended[view] | self.broken[view] | (steps >= self.limit))
 
@@ -113,31 +151,56 @@ class Slots:
 
     # -- between steps
 
-    def clear(self) -> None:
-        """All slots are free."""
-        self.requests = [None] * self.slots
+    def expect(self, requests: Sequence[Request]) -> None:
+        """All slots are free, and these requests will come."""
+        self.owners = [None] * self.size.slots
+        self.shelf = Shelf(self.size.prompts, self.size.members, (request.prompt for request in requests))
+        self.group[:], self.place[:] = self.size.prompts, 0  # a prompt slot that no prompt has
         self.active.zero_()
 
     @property
     def occupied(self) -> int:
         """Slots that have an owner."""
-        return sum(owner is not None for owner in self.requests)
+        return sum(owner is not None for owner in self.owners)
 
     @property
     def top(self) -> int:
         """One more than the last slot that has an owner."""
-        return max((slot + 1 for slot, owner in enumerate(self.requests) if owner is not None), default=0)
+        return max((slot + 1 for slot, owner in enumerate(self.owners) if owner is not None), default=0)
 
-    def admit(self, batch: Sequence[tuple[int, Request]], prompts: Prefilled) -> None:
-        """Give each request the first free slot; its prompt is among those prefilled."""
-        free = (slot for slot, owner in enumerate(self.requests) if owner is None)
-        taken = [slot for slot, _ in zip(free, batch, strict=False)]
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """Prefill prompts, no more than there are free prompt slots."""
+        taken = self.shelf.free()[: len(prompts)]
+        for slot, prompt in zip(taken, prompts, strict=True):
+            self.shelf.put(slot, prompt)
+        slots = torch.tensor(taken, device=self.policy.device)
+        prefilled = prefill(self.policy, prompts)
+        self.cache.hold(prefilled.cache, slots)
+        self.prompt_hidden[slots] = prefilled.hidden
+
+    def admit(self, waiting: deque[tuple[int, Request]]) -> None:
+        """Give slots to the requests at the head of the queue, while there are slots and their prompts are held."""
+        taken: list[int] = []
+        owners: list[Owner] = []
+        for slot, owner in enumerate(self.owners):
+            if owner is not None:
+                continue
+            if not waiting or not self.shelf.holds(waiting[0][1].prompt):
+                break
+            if (seat := self.shelf.seat(waiting[0][1].prompt)) is None:
+                break
+            taken.append(slot)
+            owners.append(Owner(*waiting.popleft(), *seat))
+            self.owners[slot] = owners[-1]
+        if not taken:
+            return
         device = self.policy.device
         slots = torch.tensor(taken, device=device)
-        requests = [request for _, request in batch]
-        source = torch.tensor([prompts.place[request.prompt] for request in requests], device=device)
-        self.cache.fill(prompts.cache, source, slots)
-        self.hidden[slots], self.lengths[slots] = prompts.hidden[source], prompts.lengths[source]
+        requests = [owner.request for owner in owners]
+        self.group[slots] = group = torch.tensor([owner.prompt_slot for owner in owners], device=device)
+        self.place[slots] = torch.tensor([owner.place for owner in owners], device=device)
+        self.hidden[slots] = self.prompt_hidden[group]
+        self.prompt_lengths[slots] = torch.tensor([len(r.prompt) for r in requests], device=device)
         self.keys[slots] = torch.tensor([r.key for r in requests], device=device)
         self.in_chain[slots] = torch.tensor([r.latent for r in requests], device=device)
         self.noise_scale[slots] = torch.tensor([r.noise_scale for r in requests], device=device)
@@ -146,32 +209,32 @@ class Slots:
         self.active[slots] = True
         for flags in (self.ended, self.waiting, self.broken):
             flags[slots] = False
-        for slot, owner in zip(taken, batch, strict=True):
-            self.requests[slot] = owner
 
     def look(self, rows: int) -> tuple[list[int], bool, int]:
-        """Slots whose rows are done, whether a row waits for the whole vocabulary, and the longest row's columns."""
+        """Slots whose rows are done, whether a row waits for the whole vocabulary, and the longest response."""
         view = slice(0, rows)
-        flags = torch.stack([self.active[view].long(), self.waiting[view].long(), self.lengths[view]]).tolist()
-        done = [slot for slot in range(rows) if self.requests[slot] is not None and not flags[0][slot]]
-        alive = [slot for slot in range(rows) if flags[0][slot]]
-        return done, any(flags[1][slot] for slot in alive), max((flags[2][slot] for slot in alive), default=0)
+        active, waiting, steps = torch.stack(
+            [self.active[view].long(), self.waiting[view].long(), self.steps[view]]
+        ).tolist()
+        done = [slot for slot in range(rows) if self.owners[slot] is not None and not active[slot]]
+        alive = [slot for slot in range(rows) if active[slot]]
+        return done, any(waiting[slot] for slot in alive), max((steps[slot] for slot in alive), default=0)
 
     def take(self, done: Sequence[int]) -> list[tuple[int, Rollout]]:
         """Rollouts of these slots, which become free, with the numbers of their requests."""
         slots = torch.tensor(done, device=self.policy.device)
         kept = (self.tokens, self.indices, self.scores, self.logprob, self.steps, self.ended, self.broken)
         tokens, indices, scores, logprob, steps, ended, broken = (tensor[slots].cpu() for tensor in kept)
-        if bool(broken.any()):  # a NaN in the cache would reach a later owner, masked or not
+        if bool(broken.any()):
             self.cache.wipe(slots[broken.to(slots.device)])
+        self.group[slots], self.place[slots] = self.size.prompts, 0
         out = []
         for place, slot in enumerate(done):
-            owner = self.requests[slot]
+            owner = self.owners[slot]
             assert owner is not None
-            number, request = owner
             length = int(steps[place])
             rollout = Rollout(
-                request.prompt,
+                owner.request.prompt,
                 tokens[place, :length].clone(),
                 indices[place, :length].clone(),
                 scores[place, :length].clone(),
@@ -179,22 +242,24 @@ class Slots:
                 valid=bool(ended[place]),
                 broken=bool(broken[place]),
             )
-            out.append((number, rollout))
-            self.requests[slot] = None
+            out.append((owner.number, rollout))
+            self.owners[slot] = None
+            self.shelf.leave(owner.prompt_slot, owner.place)
         return out
 
     def compact(self) -> None:
         """Move the last rows into the gaps, so that the rows in flight are the first ones."""
         count = self.occupied
-        movers = [slot for slot in range(count, self.slots) if self.requests[slot] is not None]
+        movers = [slot for slot in range(count, self.size.slots) if self.owners[slot] is not None]
         if not movers:
             return
-        gaps = [slot for slot in range(count) if self.requests[slot] is None]
+        gaps = [slot for slot in range(count) if self.owners[slot] is None]
         source = torch.tensor(movers, device=self.policy.device)
         target = torch.tensor(gaps, device=self.policy.device)
-        self.cache.move(source, target, int(self.lengths[source].max()))
+        self.cache.move(source, target, int(self.steps[source].max()))
         for tensor in self._per_row:
             tensor[target] = tensor[source]
         self.active[source] = False
+        self.group[source], self.place[source] = self.size.prompts, 0
         for gap, mover in zip(gaps, movers, strict=True):
-            self.requests[gap], self.requests[mover] = self.requests[mover], None
+            self.owners[gap], self.owners[mover] = self.owners[mover], None

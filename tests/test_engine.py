@@ -294,14 +294,15 @@ def test_a_hard_token_is_scored_at_the_training_temperature() -> None:
 def test_the_memory_of_a_cache_is_foreseen(architecture: str) -> None:
     """What the plan for a GPU counts with is what the cache allocates."""
     policy = models.policy(architecture)
-    cache = SlotCache(slots=3, columns=20)
+    cache = SlotCache(prompts=2, members=2, prompt_columns=7, slots=3, columns=20, shared=True)
     prefill = DynamicCache()
     ids = torch.tensor([prompt(5)])
     causal = torch.ones(1, 5, 5, dtype=torch.bool).tril()
     policy.hidden(policy.embedding(ids), causal, torch.arange(5)[None], prefill)
-    cache.fill(prefill, torch.tensor([0]), torch.tensor([1]))
-    taken = sum(t.numel() * t.element_size() for t in (*cache.keys, *cache.values))
-    assert taken == 3 * 20 * bytes_per_column(policy.model)
+    cache.hold(prefill, torch.tensor([1]))
+    tensors = (*cache.keys, *cache.values, *cache.prompt_keys, *cache.prompt_values)
+    taken = sum(t.numel() * t.element_size() for t in tensors)
+    assert taken == (3 * 20 + (2 + 1) * 7) * bytes_per_column(policy.model)
 
 
 def test_prompts_that_are_prefilled_in_pieces_give_the_same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

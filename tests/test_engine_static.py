@@ -1,6 +1,7 @@
 """Steps that wait for nothing, as a CUDA graph takes them; memory that runs out; logits that are no numbers."""
 
 import copy
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,8 @@ from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 from lgrpo import decode, noise
 from lgrpo.engine import GRAPHED, Engine, Pace
 from lgrpo.policy import Policy
-from lgrpo.prefill import prefill
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Slots
+from lgrpo.slots import Size, Slots
 
 STATIC = Pace(look=3, halvings=2, columns=8)
 
@@ -56,9 +56,9 @@ def test_rows_that_need_the_whole_vocabulary_wait_for_it(pace: Pace, monkeypatch
     static.pace = pace
     step = Slots.step
 
-    def spy(self: Slots, *args: Any, whole: bool) -> None:
+    def spy(self: Slots, *args: Any, whole: bool, **rest: Any) -> None:
         wholes.append(whole)
-        step(self, *args, whole=whole)
+        step(self, *args, whole=whole, **rest)
 
     monkeypatch.setattr(Slots, "step", spy)
     rollouts = static.generate(requests)
@@ -74,29 +74,35 @@ def on_meta(policy: Policy) -> Policy:
 def test_a_static_step_asks_the_device_nothing(architecture: str) -> None:
     """On the meta device there is nothing to ask: reading a value raises."""
     policy = on_meta(models.policy(architecture))
-    slots = Slots(policy, LATENTS, TEXTS, 4, 9, LIMIT)
-    requests = [Request(prompt(9), noise.row_key(0, 0, n), latent=n > 0) for n in range(4)]
-    slots.admit(list(enumerate(requests)), prefill(policy, [prompt(9)]))
-    slots.step(4, 16, chains=True, whole=False)
-    slots.step(2, 16, chains=False, whole=False)
+    slots = waiting_rows(policy)
+    slots.step(4, 8, chains=True, whole=False)
+    slots.step(2, 8, chains=False, whole=False)
     with pytest.raises(NotImplementedError):
-        slots.step(4, 16, chains=True, whole=True)
+        slots.step(4, 8, chains=True, whole=True)
+
+
+def waiting_rows(policy: Policy) -> Slots:
+    """Four rows of one prompt, their prompt read."""
+    requests = [Request(prompt(9), noise.row_key(0, 0, n)) for n in range(4)]
+    slots = Slots(policy, LATENTS, TEXTS, Size(slots=4, prompts=1, members=4, longest_prompt=9), LIMIT)
+    slots.expect(requests)
+    slots.read([prompt(9)])
+    slots.admit(deque(enumerate(requests)))
+    return slots
 
 
 def test_a_paused_step_changes_nothing_that_a_row_will_see() -> None:
     """What a capture runs before it records: the steps after it are those of an undisturbed run."""
     policy = models.policy()
-    requests = [Request(prompt(9), noise.row_key(0, 0, n)) for n in range(4)]
 
     def walk(disturbed: bool) -> list[tuple[int, Rollout]]:
-        slots = Slots(policy, LATENTS, TEXTS, 4, 9, LIMIT)
-        slots.admit(list(enumerate(requests)), prefill(policy, [prompt(9)]))
+        slots = waiting_rows(policy)
         for _ in range(6):
             if disturbed:
                 active = slots.pause()
-                slots.step(4, 9 + LIMIT, chains=True, whole=False)
+                slots.step(4, LIMIT, chains=True, whole=False)
                 slots.resume(active)
-            slots.step(4, 9 + LIMIT, chains=True, whole=True)
+            slots.step(4, LIMIT, chains=True, whole=True)
         return slots.take(range(4))
 
     with torch.inference_mode():
