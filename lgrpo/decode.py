@@ -56,7 +56,8 @@ def act(
     not proven to hold the answer, look at the whole vocabulary; else such a row is only marked.
     """
     count, vocabulary = logits.shape
-    values, candidates = best(logits, min(vocabulary, max(latent.shortlist, latent.k, text.top_k)))
+    wanted = max(latent.shortlist, latent.k, text.top_k) if chains else text.top_k
+    values, candidates = best(logits, min(vocabulary, wanted))
     normaliser = (logits / text.temperature).logsumexp(-1)
     finite = normaliser.isfinite()
 

@@ -9,11 +9,10 @@ On a GPU steps are CUDA graphs and rows are looked at every few of them; elsewhe
 """
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import torch
 
@@ -21,8 +20,9 @@ from lgrpo.cache import columns_that_fit
 from lgrpo.decode import TextSettings
 from lgrpo.graphs import Graphs
 from lgrpo.policy import Policy
+from lgrpo.prefill import Prompt
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Size, Slots
+from lgrpo.slots import Arrival, Size, Slots
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 15  # prompt positions that go through the model at a time
@@ -92,11 +92,12 @@ class Engine:
         on_finish: Callable[[int, Rollout], None] | None,
     ) -> bool:
         """Add the missing rollouts, by number; False where memory ran out before the last."""
-        missing = [(number, request) for number, request in enumerate(requests) if number not in rollouts]
-        order = {prompt: place for place, prompt in enumerate(dict.fromkeys(r.prompt for _, r in missing))}
-        waiting = deque(sorted(missing, key=lambda one: order[one[1].prompt]))  # rollouts of a prompt together
+        groups: dict[Prompt, list[tuple[int, Request]]] = {}  # rollouts of a prompt are made together
+        for number, request in enumerate(requests):
+            if number not in rollouts:
+                groups.setdefault(request.prompt, []).append((number, request))
         try:
-            for number, rollout in self._run(waiting):
+            for number, rollout in self._run(groups):
                 rollouts[number] = rollout
                 if on_finish:
                     on_finish(number, rollout)
@@ -106,36 +107,25 @@ class Engine:
             return False
         return True
 
-    def _run(self, waiting: deque[tuple[int, Request]]) -> Iterator[tuple[int, Rollout]]:
+    def _run(self, groups: dict[Prompt, list[tuple[int, Request]]]) -> Iterator[tuple[int, Rollout]]:
         """Number and rollout of each request, as they end."""
-        state = self._buffers([request for _, request in waiting])
-        chains = any(request.latent for _, request in waiting)
+        waiting = deque(
+            Arrival(number, request, place) for place, group in enumerate(groups.values()) for number, request in group
+        )
+        state = self._buffers({prompt: len(group) for prompt, group in groups.items()})
+        chains = any(arrival.request.latent for arrival in waiting)
         longest, stuck = 0, False
         while waiting or state.occupied:
-            if waiting and state.occupied < state.size.slots:
-                self._admit(state, waiting)
+            state.admit(waiting, at_once=max(1, PREFILL // state.size.longest_prompt))
             rows = self._rows(state)
             self._steps(state, rows, longest, chains, stuck)
             done, stuck, longest = state.look(rows)
             if done:
                 yield from state.take(done)
 
-    def _admit(self, state: Slots, waiting: deque[tuple[int, Request]]) -> None:
-        """Requests into free slots, as many as can be; prompts are read as many at a time as there is room for."""
-        at_once = max(1, PREFILL // state.size.longest_prompt)
-        state.admit(waiting)
-        while waiting and state.occupied < state.size.slots and (room := len(state.shelf.free())):
-            upcoming = dict.fromkeys(r.prompt for _, r in waiting if not state.shelf.holds(r.prompt))
-            prompts = list(islice(upcoming, min(room, at_once)))
-            if not prompts or state.shelf.holds(waiting[0][1].prompt):
-                break  # the next in the queue waits for a place beside its prompt
-            state.read(prompts)
-            state.admit(waiting)
-
-    def _buffers(self, requests: Sequence[Request]) -> Slots:
-        """The buffers of the last call where they serve, else new ones."""
-        groups = Counter(request.prompt for request in requests)
-        slots = min(self.slots, len(requests))
+    def _buffers(self, groups: dict[Prompt, int]) -> Slots:
+        """The buffers of the last call where they serve, else new ones; `groups`: rollouts of each prompt."""
+        slots = min(self.slots, sum(groups.values()))
         size = self._size(slots, groups)
         if self._state is None or not self._state.size.fits(size):
             self.release()
@@ -144,13 +134,13 @@ class Engine:
                 slots -= max(1, slots // 16)
                 size = self._size(slots, groups)
             self._state = Slots(self.policy, self.latent, self.text, size, self.max_response)
-        self._state.expect(requests)
+        self._state.expect(groups)
         return self._state
 
     @staticmethod
-    def _size(slots: int, groups: Counter[tuple[int, ...]]) -> Size:
+    def _size(slots: int, groups: dict[Prompt, int]) -> Size:
         """Room for `slots` rows: half as many prompts again as they have when groups are whole, for those that end."""
-        prompts = min(len(groups), -(-3 * slots * len(groups) // (2 * groups.total())) + 1)
+        prompts = min(len(groups), -(-3 * slots * len(groups) // (2 * sum(groups.values()))) + 1)
         members = min(slots, max(groups.values()), max(1, 4 * slots // prompts))
         return Size(slots, prompts, members, max(map(len, groups)))
 

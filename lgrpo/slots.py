@@ -41,6 +41,14 @@ class Size:
         )
 
 
+class Arrival(NamedTuple):
+    """A request that waits for a slot."""
+
+    number: int
+    request: Request
+    prompt: int  # its number, see Shelf
+
+
 class Owner(NamedTuple):
     """Whose rollout a slot makes."""
 
@@ -60,7 +68,7 @@ class Slots:
             size.prompts, size.members, size.longest_prompt, size.slots, limit + 1, policy.shares_prompts
         )
         self.owners: list[Owner | None] = [None] * size.slots
-        self.shelf = Shelf(size.prompts, size.members, ())
+        self.shelf = Shelf(size.prompts, size.members, {})
         device = policy.device
         self.eos = torch.tensor(policy.eos_ids, device=device)
         self.columns = torch.arange(max(size.longest_prompt, limit + 1), device=device)
@@ -151,10 +159,10 @@ class Slots:
 
     # -- between steps
 
-    def expect(self, requests: Sequence[Request]) -> None:
-        """All slots are free, and these requests will come."""
+    def expect(self, groups: dict[Prompt, int]) -> None:
+        """All slots are free, and so many requests of each prompt will come."""
         self.owners = [None] * self.size.slots
-        self.shelf = Shelf(self.size.prompts, self.size.members, (request.prompt for request in requests))
+        self.shelf = Shelf(self.size.prompts, self.size.members, groups)
         self.group[:], self.place[:] = self.size.prompts, 0  # a prompt slot that no prompt has
         self.active.zero_()
 
@@ -168,32 +176,37 @@ class Slots:
         """One more than the last slot that has an owner."""
         return max((slot + 1 for slot, owner in enumerate(self.owners) if owner is not None), default=0)
 
-    def read(self, prompts: Sequence[Prompt]) -> None:
-        """Prefill prompts, no more than there are free prompt slots."""
-        taken = self.shelf.free()[: len(prompts)]
-        for slot, prompt in zip(taken, prompts, strict=True):
-            self.shelf.put(slot, prompt)
-        slots = torch.tensor(taken, device=self.policy.device)
-        prefilled = prefill(self.policy, prompts)
-        self.cache.hold(prefilled.cache, slots)
-        self.prompt_hidden[slots] = prefilled.hidden
+    def admit(self, waiting: deque[Arrival], at_once: int) -> None:
+        """Give the requests at the head of the queue the free slots; prompts are read `at_once`, or fewer."""
+        while waiting and self.occupied < self.size.slots:
+            seated = self._seat(waiting)
+            if seated:
+                self._place(seated)
+            elif not self._read(at_once):
+                break  # until a row of the next one's prompt ends, or one whose prompt nobody needs any more
 
-    def admit(self, waiting: deque[tuple[int, Request]]) -> None:
-        """Give slots to the requests at the head of the queue, while there are slots and their prompts are held."""
-        taken: list[int] = []
-        owners: list[Owner] = []
+    def _read(self, at_once: int) -> bool:
+        """Prefill the next prompts, where a prompt slot is free."""
+        prompts = self.shelf.take_next(at_once)
+        if prompts:
+            slots = torch.tensor(list(prompts), device=self.policy.device)
+            prefilled = prefill(self.policy, list(prompts.values()))
+            self.cache.hold(prefilled.cache, slots)
+            self.prompt_hidden[slots] = prefilled.hidden
+        return bool(prompts)
+
+    def _seat(self, waiting: deque[Arrival]) -> dict[int, Owner]:
+        """Owners for free slots, by slot."""
+        seated: dict[int, Owner] = {}
         for slot, owner in enumerate(self.owners):
-            if owner is not None:
-                continue
-            if not waiting or not self.shelf.holds(waiting[0][1].prompt):
-                break
-            if (seat := self.shelf.seat(waiting[0][1].prompt)) is None:
-                break
-            taken.append(slot)
-            owners.append(Owner(*waiting.popleft(), *seat))
-            self.owners[slot] = owners[-1]
-        if not taken:
-            return
+            if owner is None and waiting and (seat := self.shelf.seat(waiting[0].prompt)):
+                arrival = waiting.popleft()
+                seated[slot] = self.owners[slot] = Owner(arrival.number, arrival.request, *seat)
+        return seated
+
+    def _place(self, seated: dict[int, Owner]) -> None:
+        """Set the tensors of slots that have new owners."""
+        taken, owners = list(seated), list(seated.values())
         device = self.policy.device
         slots = torch.tensor(taken, device=device)
         requests = [owner.request for owner in owners]

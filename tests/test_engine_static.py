@@ -15,7 +15,7 @@ from lgrpo import decode, noise
 from lgrpo.engine import GRAPHED, Engine, Pace
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Size, Slots
+from lgrpo.slots import Arrival, Size, Slots
 
 STATIC = Pace(look=3, halvings=2, columns=8)
 
@@ -85,9 +85,8 @@ def waiting_rows(policy: Policy) -> Slots:
     """Four rows of one prompt, their prompt read."""
     requests = [Request(prompt(9), noise.row_key(0, 0, n)) for n in range(4)]
     slots = Slots(policy, LATENTS, TEXTS, Size(slots=4, prompts=1, members=4, longest_prompt=9), LIMIT)
-    slots.expect(requests)
-    slots.read([prompt(9)])
-    slots.admit(deque(enumerate(requests)))
+    slots.expect({prompt(9): 4})
+    slots.admit(deque(Arrival(number, request, 0) for number, request in enumerate(requests)), at_once=1)
     return slots
 
 
@@ -121,6 +120,26 @@ def test_an_interrupted_engine_begins_with_empty_slots() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted.generate(requests, stop)
     assert_same(interrupted.generate(requests), engine(policy, slots=5).generate(requests), 0.0)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("common", [0, 4, 6])
+def test_what_prompts_have_in_common_is_read_once(common: int) -> None:
+    """Six positions are all of the shortest prompt: its last one is read for itself."""
+    policy = models.policy("mistral")
+    prompts = [(*prompt(common), *prompt(length, length)) for length in (3, 5, 9)] + [prompt(6)[:common]] * (common > 4)
+    requests = [Request(ids, noise.row_key(0, n, 0)) for n, ids in enumerate(prompts)]
+    alone = [engine(policy).generate([request])[0] for request in requests]
+    assert_same(engine(policy).generate(requests), alone, 1e-9)
+
+
+def test_rollouts_of_scattered_prompts_come_back_in_order_of_the_requests() -> None:
+    """More rows of a prompt than places beside it, and prompts that return: each is still read once."""
+    policy = models.policy()
+    requests = [Request(prompt(7 + n % 3), noise.row_key(0, n, 0)) for n in range(11)]
+    requests += [Request(prompt(12), noise.row_key(1, n, 0)) for n in range(9)]
+    few = engine(policy, slots=4)
+    assert_same(few.generate(requests), [engine(policy).generate([one])[0] for one in requests], 1e-6)
 
 
 # --- the best tokens of a large vocabulary -------------------------------------------------------------------------
