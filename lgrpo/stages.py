@@ -78,7 +78,7 @@ class Stages:
                 self.save(step + 1)
             if self.stop and self.done < self.schedule.steps:
                 raise KeyboardInterrupt
-        self._optimizer_state = dict  # its copies of the weights must not stay beside those of the next part
+        self._optimizer_state = dict  # its states must not stay beside those of the next part
 
     def skip(self, steps: int) -> None:
         """Parts of this many steps in all are behind."""

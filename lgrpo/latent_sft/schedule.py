@@ -4,10 +4,10 @@ The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage
 eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
 and train all weights but the embeddings. What was measured for `tiny` stands beside each value.
 
-Memory, all weights trained (bfloat16, its gradient, a float32 copy and 8-bit states): 10 bytes a parameter for each
-model that is trained, 12 while the optimizer moves it (the gradient is float32 then), 2 for one that is not, and
-activations. 1.2 B parameters: 30 GB for the joint step, 15 GB for stage 2. 7.6 B parameters: 107 GB for one model while
-the other rests; both would take 183, so `high` leaves the joint step out.
+Memory, all weights trained (bfloat16, the 16 bits it lacks, a gradient and 8-bit states): 8 bytes a parameter for each
+model that is trained, 2 for one that is not, and activations. 1.2 B parameters: 20 GB for the joint step, 10 GB for
+stage 2. 7.6 B parameters: 76 GB for one model while the other rests; both would take 122, so `high` leaves the joint
+step out.
 """
 
 from dataclasses import dataclass, fields
