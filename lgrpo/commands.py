@@ -171,6 +171,7 @@ def _train(asked: TrainOptions) -> Path:
         initial = None
         if run.resumed and (latest := run.latest()):
             initial = policy if settings.kl else None
+            policy.model.to("cpu")  # a device need not hold two models
             policy = Policy.load(latest, where.value)
             show.say(f"going on with {out} from {latest.name}")
         elif not asked.explicit and not policy.latent:

@@ -57,7 +57,8 @@ class Optimizer:
         self.lr, self.weight_decay, self.betas, self.max_grad_norm = lr, weight_decay, betas, max_grad_norm
         half = torch.bfloat16
         self.low = [torch.zeros_like(p, dtype=torch.int16) if p.dtype == half else None for p in self.parameters]
-        self.moments: list[_Moments | None] = [None] * len(self.parameters)  # made at a tensor's first step
+        self.moments = [_fresh(parameter) for parameter in self.parameters]
+        self.bitsandbytes = _bitsandbytes()
 
     def set_lr(self, lr: float) -> None:
         self.lr = lr
@@ -93,10 +94,8 @@ class Optimizer:
 
     def _apply(self, number: int, exact: Tensor, grad: Tensor) -> None:
         """Move `exact` by `grad`, both float32 and of one shape."""
-        functional, maps = _bitsandbytes(exact.device)
+        functional, maps = self.bitsandbytes, _maps(exact.device)
         moments = self.moments[number]
-        if moments is None:
-            moments = self.moments[number] = _fresh(exact)
         moments.step += 1
         (beta1, beta2), first, second = self.betas, moments.state1, moments.state2
         if moments.absmax1 is None:
@@ -119,8 +118,8 @@ class Optimizer:
         """Everything a resumed run needs beside the weights: Adam's averages, and the bits that bfloat16 lacks."""
         out: dict[str, Tensor] = {}
         for number, (moments, low) in enumerate(zip(self.moments, self.low, strict=True)):
-            for name, value in (vars(moments) if moments else {}).items():
-                if value is not None:
+            for name, value in vars(moments).items():
+                if moments.step and value is not None:
                     out[f"{number}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
             if low is not None:
                 out[f"{number}.low"] = low
@@ -149,27 +148,31 @@ class Optimizer:
                 low.copy_(kept)
             if found:
                 step = int(found.pop("step"))
-                self.moments[place] = _Moments(
-                    step, **{n: t.to(parameter.device, copy=True) for n, t in found.items()}
-                )
+                self.moments[place] = _Moments(step, **{n: t.to(parameter.device, copy=True) for n, t in found.items()})
 
 
-def _fresh(exact: Tensor) -> _Moments:
-    if exact.numel() < SMALL:
-        return _Moments(0, torch.zeros_like(exact), torch.zeros_like(exact))
-    states = [torch.zeros_like(exact, dtype=torch.uint8) for _ in range(2)]
-    scales = [torch.zeros(-(-exact.numel() // BLOCK), device=exact.device) for _ in range(2)]
-    return _Moments(0, *states, *scales)
+def _fresh(weights: Tensor) -> _Moments:
+    def zeros(dtype: torch.dtype) -> Tensor:
+        return torch.zeros_like(weights, dtype=dtype, requires_grad=False)
+
+    if weights.numel() < SMALL:
+        return _Moments(0, zeros(torch.float32), zeros(torch.float32))
+    scales = [torch.zeros(-(-weights.numel() // BLOCK), device=weights.device) for _ in range(2)]
+    return _Moments(0, zeros(torch.uint8), zeros(torch.uint8), *scales)
 
 
-@lru_cache
-def _bitsandbytes(device: torch.device) -> tuple[Any, tuple[Tensor, Tensor]]:
-    """Its functions, and what the 256 values of an 8-bit state stand for: float32 [256] for each of the averages."""
+def _bitsandbytes() -> Any:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of 4-bit kernels nobody asked for
     from bitsandbytes import functional
 
-    signed, unsigned = (functional.create_dynamic_map(signed=flag).to(device) for flag in (True, False))
-    return functional, (signed, unsigned)
+    return functional
+
+
+@lru_cache
+def _maps(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What the 256 values of an 8-bit state stand for: float32 [256], of the first average and of the second."""
+    signed, unsigned = (_bitsandbytes().create_dynamic_map(signed=flag).to(device) for flag in (True, False))
+    return signed, unsigned
 
 
 def _norm(grads: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
+from lgrpo.budget import reporter
 from lgrpo.console import Show
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
@@ -60,7 +61,7 @@ def train(
     policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout)
     engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     sampler = Sampler(policy, engine, problems, grader, settings)
-    learner = Learner(policy, settings, initial)
+    learner = Learner(policy, settings, initial, reporter(run, show))
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)

@@ -121,7 +121,6 @@ def test_gradients_are_clipped_together_and_reported_before() -> None:
     report = optimizer.step()
     assert report.grad_norm == pytest.approx(50.0, rel=1e-5)
     first = optimizer.moments[0]
-    assert first is not None
     assert first.state1.tolist() == pytest.approx([0.1 * 30 / 10**0.5 / 50] * 10, rel=1e-4)
     weights[0].grad, weights[1].grad = torch.full((10,), 0.01), None  # a short gradient is not stretched
     assert optimizer.step().grad_norm == pytest.approx(0.01 * 10**0.5, rel=1e-5)
