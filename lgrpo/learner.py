@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lgrpo import objective, scoring
 from lgrpo.budget import Budget, Parts
+from lgrpo.checkpointing import checkpointed
 from lgrpo.groups import Group, advantages_of, group_numbers
 from lgrpo.initial import Initial
 from lgrpo.optimizer import Optimizer
@@ -146,7 +147,8 @@ class Learner:
                 batch = self._collate(rollouts, part)
                 place = torch.tensor(part, device=old.device), slice(0, batch.mask.shape[1])
                 known = None if reference is None else reference[place]
-                sums += self._backward(batch, advantages[place], old[place], known, count)
+                with checkpointed(self.policy.model, self.settings.checkpointing):
+                    sums += self._backward(batch, advantages[place], old[place], known, count)
                 columns, filled = columns + batch.ids.numel(), filled + batch.filled
             return sums, 1 - filled / columns
 

@@ -64,6 +64,7 @@ class TrainSettings:
     eval_every: int  # steps
     slots: int  # rollouts in flight
     micro_tokens: int  # positions in a micro-batch
+    checkpointing: bool  # layers are computed again in the backward pass, to save memory
 
     @property
     def latent_settings(self) -> LatentSettings:
@@ -180,6 +181,7 @@ def train_settings(
     cuda = torch.device(device).type == "cuda"
     table["slots"] = (512, "keeps a GPU busy") if cuda else (256, "fills two cores")
     table["micro_tokens"] = (32768, "from the device") if cuda else (4096, "from the device")
+    table["checkpointing"] = (False, "not needed")
     switches = {"masking": "mask_invalid", "one-sided": "one_sided", "first-token": "first_token"}
     for technique in without:
         table[switches[technique]] = (False, f"you set --without {technique}")

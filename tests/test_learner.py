@@ -30,6 +30,7 @@ SETTINGS = TrainSettings(
     temperature=TEXTS.temperature, top_p=TEXTS.top_p, top_k=TEXTS.top_k, surrogate="published", mask_invalid=True,
     keep_invalid_in_statistics=False, first_token=True, clip=0.2, dual_clip=3.0, kl=0.0, lr=1e-3, weight_decay=0.01,
     max_grad_norm=1.0, limit=0, held_out=1, eval_every=1, slots=64, micro_tokens=10_000,
+    checkpointing=False,
 )  # fmt: skip
 
 
@@ -202,6 +203,27 @@ def test_only_the_trained_weights_move(architecture: str, monkeypatch: pytest.Mo
 
 
 # -- memory
+
+
+def test_checkpointing_changes_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer runs once more in the backward pass."""
+    policy = models.policy("qwen2")
+    groups, kind, calls = drawn(policy), type(policy.model.model.layers[0]), [0]
+    forward = kind.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", spy)
+    results = []
+    for on, expected in ((False, 4), (True, 6)):  # two layers: old log-probabilities, gradient, and again
+        calls[0] = 0
+        results.append(learn(policy, groups, checkpointing=on))
+        assert calls[0] == expected
+    (plain, (gradient,)), (again, (recomputed,)) = results
+    assert plain == again
+    assert torch.equal(gradient, recomputed)
 
 
 def test_the_padding_of_the_micro_batches_is_counted() -> None:
