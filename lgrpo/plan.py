@@ -180,8 +180,8 @@ def train_settings(
     table["k"] = (k, "from the checkpoint")
     cuda = torch.device(device).type == "cuda"
     table["slots"] = (512, "keeps a GPU busy") if cuda else (256, "fills two cores")
-    table["micro_tokens"] = (32768, "from the device") if cuda else (4096, "from the device")
-    table["checkpointing"] = (False, "not needed")
+    table["micro_tokens"] = (4096, "keeps the device busy")
+    table["checkpointing"] = (False, "there is memory enough")
     switches = {"masking": "mask_invalid", "one-sided": "one_sided", "first-token": "first_token"}
     for technique in without:
         table[switches[technique]] = (False, f"you set --without {technique}")

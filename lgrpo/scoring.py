@@ -137,12 +137,12 @@ def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tupl
     tokens, indices = batch.tokens[batch.mask], batch.indices[batch.mask]
 
     def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
-        logits = policy.head(states)
-        components = logits.gather(1, indices) - logits.logsumexp(-1, keepdim=True)
-        scaled = logits / temperature
-        hard = scaled.gather(1, tokens.clamp(min=0)[:, None]) - scaled.logsumexp(-1, keepdim=True)
-        latent = (tokens == LATENT)[:, None]
-        return torch.cat([components * latent, hard * ~latent], 1)
+        logits, latent = policy.head(states), (tokens == LATENT)[:, None]
+        # Each position has one form, so one temperature and one normalisation do: half the logits alive at a time.
+        logits = logits / torch.ones_like(logits[:, :1]).masked_fill(~latent, temperature)
+        wanted = torch.cat([indices, tokens.clamp(min=0)[:, None]], 1)
+        log_probs = logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)
+        return torch.cat([log_probs[:, :-1] * latent, log_probs[:, -1:] * ~latent], 1)
 
     scored = by_chunks(chunk, len(embedding_table(policy)), states, tokens, indices)
     components, hard = scored[:, :-1], scored[:, -1]
