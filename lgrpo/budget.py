@@ -42,13 +42,17 @@ class Budget:
     def _halve(self, cut: Callable[[int], Parts], parts: Sequence[Sequence[int]]) -> None:
         """To the first half that cuts more finely."""
         if all(len(part) == 1 for part in parts):
-            raise UserError(
-                "out of memory on a single row: shorten it (--set max_response=N, max_prompt=N), take a smaller model "
-                "or free memory on the device; the same command goes on from the latest checkpoint"
-            )
+            raise single_row_too_long()
         while cut(self.positions) == parts:
             self.positions = max(1, self.positions // 2)
         self.report(self.positions)
+
+
+def single_row_too_long() -> UserError:
+    return UserError(
+        "out of memory on a single row: shorten it (--set max_response=N, max_prompt=N), take a smaller model or free "
+        "memory on the device; the same command goes on from the latest checkpoint"
+    )
 
 
 def reporter(run: Run | None, show: Show) -> Callable[[int], None]:

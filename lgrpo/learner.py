@@ -78,6 +78,19 @@ class Learner:
         numbers["skipped"] = sum(step["skipped"] for step in steps)
         return {**numbers, "rollout_gap": float((scored - seen).abs().sum()) / max(int(lengths.sum()), 1)}
 
+    def rehearse(self, rollouts: Sequence[Rollout]) -> None:
+        """Compute the gradient of the first micro-batch that these are cut into, and drop it."""
+        numbers, device = list(range(len(rollouts))), self.policy.device
+
+        def gradient(parts: Parts) -> None:
+            with checkpointed(self.policy.model, self.settings.checkpointing):
+                batch = self._collate(rollouts, parts[0])
+                zeros = torch.zeros(batch.mask.shape, device=device)
+                self._backward(batch, zeros, zeros, zeros if self.initial else None, len(rollouts))
+
+        self.budget.spend(lambda positions: self._cut(rollouts, numbers, positions), gradient, self.optimizer.clear)
+        self.optimizer.clear()
+
     def _minibatches(self, groups: Sequence[Group]) -> list[list[int]]:
         """Rollout numbers of each optimiser step: `update_batch` groups, in order."""
         size, group = self.settings.update_batch, self.settings.group

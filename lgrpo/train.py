@@ -30,6 +30,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.trial import trial
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 
@@ -65,6 +66,7 @@ def train(
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)
+    _try_worst_case(policy, engine, learner, settings, run, show)
     show.stage("train", settings.steps, progress.step)
     with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
@@ -87,6 +89,18 @@ def train(
     best = run.best()
     assert best is not None
     return best
+
+
+def _try_worst_case(
+    policy: Policy, engine: Engine, learner: Learner, settings: TrainSettings, run: Run, show: Show
+) -> None:
+    """Longest prompts and responses, once, before anything long; what did not fit is halved from here on."""
+    tried = trial(policy, engine, learner, settings)
+    run.event("trial", **tried._asdict())
+    if tried.slots < settings.slots:
+        show.warn(f"{settings.slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
+    if tried.peak is not None:
+        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
 def _report(

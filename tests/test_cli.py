@@ -420,7 +420,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["init", "--lr", "nan"], "lr must be positive, not nan"),
     (["train", "--lr", "0"], "'--lr': 0.0 is not in the range 0<x<=1."),
     (["train", "latent", "--set", "group=1"], "group must be at least 2: an advantage compares rollouts"),
-    (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, clip, draws,"),
+    (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, checkpointing"),
     (["train", "latent", "--set", "batch"], "--set batch=: a whole number is needed"),
     (["train", "latent", "--set", "batch=1.5"], "--set batch=1.5: a whole number is needed"),
     (["train", "latent", "--set", "tau=0"], "--set tau=0: it must be more than 0"),

@@ -147,7 +147,7 @@ def test_when_nothing_fits_one_line_says_what_would(one_b: Shape, seven_b: Shape
 
 def test_the_embedded_model_keeps_its_settings_on_an_ordinary_machine() -> None:
     policy = session.load(None, "cpu")
-    _, rows = train_settings(Setting("recipe", "tiny", ""), k=10, device="cpu")
+    _, rows = train_settings(Setting("recipe", "tiny", "by hand"), k=10, device="cpu")
     chosen = fit(shape_of(policy), settings(), 4e9)
     assert chosen == settings()
     assert (chosen.micro_tokens, chosen.slots, chosen.checkpointing) == (4096, 256, False)
