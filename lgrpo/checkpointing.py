@@ -7,17 +7,18 @@ ratio of an update differ from 1. Its own switch also asks for the gradient of t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def checkpointed(model: Any, on: bool) -> Iterator[None]:
-    """Inside, where `on`, the transformer layers of `model` are checkpointed."""
+def checkpointed(on: bool, *models: nn.Module) -> Iterator[None]:
+    """Inside, where `on`, the transformer layers of `models` are checkpointed."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if on and isinstance(module, GradientCheckpointingLayer)]
+    modules = [module for model in models for module in model.modules()]
+    layers = [module for module in modules if on and isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:  # no layer draws random numbers in evaluation mode
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:

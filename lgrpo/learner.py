@@ -83,7 +83,7 @@ class Learner:
         numbers, device = list(range(len(rollouts))), self.policy.device
 
         def gradient(parts: Parts) -> None:
-            with checkpointed(self.policy.model, self.settings.checkpointing):
+            with checkpointed(self.settings.checkpointing, self.policy.model):
                 batch = self._collate(rollouts, parts[0])
                 zeros = torch.zeros(batch.mask.shape, device=device)
                 self._backward(batch, zeros, zeros, zeros if self.initial else None, len(rollouts))
@@ -160,7 +160,7 @@ class Learner:
                 batch = self._collate(rollouts, part)
                 place = torch.tensor(part, device=old.device), slice(0, batch.mask.shape[1])
                 known = None if reference is None else reference[place]
-                with checkpointed(self.policy.model, self.settings.checkpointing):
+                with checkpointed(self.settings.checkpointing, self.policy.model):
                     sums += self._backward(batch, advantages[place], old[place], known, count)
                 columns, filled = columns + batch.ids.numel(), filled + batch.filled
             return sums, 1 - filled / columns

@@ -24,7 +24,6 @@ ENOUGH = 4096  # positions that keep a device busy: below them checkpointing is 
 STATE = 2 + 8 / 256  # bytes a trained weight of the optimizer's 8-bit states and their scales
 LOGIT = 16  # bytes a logit of a chunk at the peak of its backward pass (benchmarks/logits_memory.py)
 DRAWN = 16  # bytes a logit of a decode step: logits, two normalisations, room for the draw
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -226,4 +225,7 @@ def settle(
 
 
 def _gb(size: float) -> str:
-    return f"{size / GB:.1f} GB" if size >= 0.05 * GB else f"{size / 1e6:.1f} MB"
+    for unit, name in ((1e12, "TB"), (1e9, "GB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e6:.1f} MB"

@@ -94,6 +94,7 @@ class Optimizer:
 
     def _apply(self, number: int, exact: Tensor, grad: Tensor) -> None:
         """Move `exact` by `grad`, both float32 and of one shape."""
+        assert exact.dtype == grad.dtype == torch.float32
         functional, maps = self.bitsandbytes, _maps(exact.device)
         moments = self.moments[number]
         moments.step += 1
@@ -115,7 +116,7 @@ class Optimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs beside the weights: Adam's averages, and the bits that bfloat16 lacks."""
+        """All that a resumed run needs beside the weights, on the CPU: Adam's averages, and the bits bfloat16 lacks."""
         out: dict[str, Tensor] = {}
         for number, (moments, low) in enumerate(zip(self.moments, self.low, strict=True)):
             for name, value in vars(moments).items():
@@ -123,7 +124,7 @@ class Optimizer:
                     out[f"{number}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
             if low is not None:
                 out[f"{number}.low"] = low
-        return {name: tensor.clone().contiguous() for name, tensor in out.items()}
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in out.items()}
 
     @torch.no_grad()
     def load_state(self, saved: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lgrpo.checkpointing import checkpointed
 from lgrpo.console import Show
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
@@ -63,7 +64,8 @@ class Stages:
         key = f"{part.name} {self.schedule.seed}"
         for step in range(first, part.steps):
             optimizer.set_lr(learning_rate(step, part.steps, part.lr, self.schedule.lr_warm_up))
-            numbers = part.learn(batch_numbers(self.examples, self.schedule.batch, key, step), step)
+            with checkpointed(self.schedule.checkpointing, *self.modules.values()):
+                numbers = part.learn(batch_numbers(self.examples, self.schedule.batch, key, step), step)
             report = optimizer.step()
             self.done = self._before + step + 1
             if report.skipped:

@@ -22,7 +22,7 @@ def gradient(policy: Policy, rollouts: list[Rollout], on: bool) -> tuple[Tensor,
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with checkpointed(policy.model, on), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with checkpointed(on, policy.model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         components, hard = scoring.component_logprobs(policy, scoring.collate(policy, rollouts, 1.0), 0.6)
         bytes_kept = sum(kept.values())
         loss = components.square().sum() + hard.square().sum()
@@ -62,6 +62,6 @@ def test_layers_run_again_in_the_backward_pass_and_only_where_it_is_on(monkeypat
 
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model = models.model()
-    with pytest.raises(torch.OutOfMemoryError), checkpointed(model, True):
+    with pytest.raises(torch.OutOfMemoryError), checkpointed(True, model):
         raise torch.OutOfMemoryError
     assert not any("forward" in vars(module) for module in model.modules())

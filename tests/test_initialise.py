@@ -171,6 +171,24 @@ def test_micro_batches_change_neither_losses_nor_weights() -> None:
         assert torch.allclose(weights_a[name], weights_b[name], rtol=0, atol=2e-3), name
 
 
+def test_checkpointing_runs_layers_again_and_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, calls, results = type(base().model.model.layers[0]), [0], []
+    forward = kind.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls[-1] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", spy)
+    for checkpointing in (False, True):
+        policy = base()
+        go(None, Recorder(), policy, checkpointing=checkpointing)
+        results.append(weights(policy))
+        calls.append(0)
+    assert calls[1] > calls[0]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 def test_after_running_out_of_memory_a_step_is_taken_again_in_smaller_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
