@@ -187,7 +187,7 @@ def plan_rows(shape: Shape, settings: TrainSettings, room: float | None, rows: S
     how = "checkpointed" if settings.checkpointing else "not checkpointed"
     reasons = {
         "weights": f"{shape.parameters / 1e6:,.1f} M parameters, {half}",
-        "exact": "the bits that bfloat16 weights lack" if needed.exact else "the weights are exact",
+        "exact": "the 16 bits that bfloat16 weights lack",
         "states": f"8-bit AdamW for {shape.trained / 1e6:,.1f} M trained weights",
         "gradients": "as the weights",
         "activations": f"micro-batch, {how}; measured {shape.kept / 1e3:,.1f} kB a position and layer",
@@ -195,7 +195,8 @@ def plan_rows(shape: Shape, settings: TrainSettings, room: float | None, rows: S
         "cache": f"{settings.slots} rollouts of {settings.max_prompt} + {settings.max_response} positions",
         "decoding": "prefill, or the logits of a decode step",
     }
-    out += [Setting(f"memory: {name}", _gb(getattr(needed, name)), why) for name, why in reasons.items()]
+    sizes = {name: getattr(needed, name) for name in reasons}
+    out += [Setting(f"memory: {name}", _gb(size), reasons[name]) for name, size in sizes.items() if size]
     out.append(Setting("memory: update", _gb(needed.update), f"weights to logits; {limit}"))
     out.append(Setting("memory: rollouts", _gb(needed.rollouts), f"weights, states, cache; {limit}"))
     return out

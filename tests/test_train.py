@@ -43,10 +43,12 @@ def settings(**changes: object) -> TrainSettings:
     return replace(small, **changes)  # type: ignore[arg-type]
 
 
-def run_to(folder: Path, steps: int, grader: Parity | None = None, **changes: object) -> Path:
+def run_to(
+    folder: Path, steps: int, grader: Parity | None = None, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
     """Train, or go on, as the command does; returns the latest checkpoint."""
     with Run.start(folder, "train", [], identity={"seed": 0}) as run, Show() as show:
-        policy = Policy.load(run.latest() or tiny.MODEL)
+        policy = Policy.load(run.latest() or tiny.MODEL, dtype=dtype)
         train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=steps, **changes), grader or Parity(), run, show)
         latest = run.latest()
         assert latest is not None
@@ -57,10 +59,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "train_state.safetensors")}
 
 
-def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
-    whole = run_to(tmp_path / "whole", 4)
-    run_to(tmp_path / "halves", 2)
-    halves = run_to(tmp_path / "halves", 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = run_to(tmp_path / "whole", 4, dtype=dtype)
+    run_to(tmp_path / "halves", 2, dtype=dtype)
+    halves = run_to(tmp_path / "halves", 4, dtype=dtype)
     ours, theirs = weights(halves), weights(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
