@@ -118,7 +118,9 @@ def _score(
     show: console.Show,
     name: str,
 ) -> evaluation.Score:
-    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
+    engine = Engine(
+        policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, show.warn
+    )
     runs = runs or (4 if settings.recipe == "high" else 5)
 
     def ask(title: str, count: int, scale: float) -> list[evaluation.Answered]:

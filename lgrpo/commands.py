@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import console, plan, session
+from lgrpo import console, memory, plan, session
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
@@ -150,6 +150,7 @@ def _train(asked: TrainOptions) -> Path:
         chosen, k=policy.card.k, device=where.value, seed=asked.seed, explicit=asked.explicit,
         without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **given,
     )  # fmt: skip
+    settings, rows = memory.settle(policy, settings, rows, given)
     problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
     if not asked.explicit and not session.has_latent_chain(policy, source, problems, settings):
         print(f"{name} has no latent chain yet: running `lgrpo init` first", file=sys.stderr)
@@ -171,6 +172,7 @@ def _train(asked: TrainOptions) -> Path:
         initial = None
         if run.resumed and (latest := run.latest()):
             initial = policy if settings.kl else None
+            policy.model.to("cpu")  # a device need not hold two models
             policy = Policy.load(latest, where.value)
             show.say(f"going on with {out} from {latest.name}")
         elif not asked.explicit and not policy.latent:

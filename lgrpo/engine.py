@@ -25,7 +25,7 @@ from lgrpo.rollout import Request, Rollout
 from lgrpo.slots import Arrival, Size, Slots
 from lgrpo.superposition import LatentSettings
 
-PREFILL = 1 << 15  # prompt positions that go through the model at a time
+PREFILL = 1 << 13  # prompt positions that go through the model at a time: more would not be faster, and need memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,24 @@ class Engine:
                 self.report(f"out of memory: {self.slots} rollouts at a time from now on")
         return [rollouts[number] for number in range(len(requests))]
 
+    @torch.inference_mode()
+    def rehearse(self, requests: Sequence[Request]) -> None:
+        """Prefill these requests, as many as there are slots, and take steps over the longest responses; keep nothing.
+
+        Raises torch.OutOfMemoryError where that does not fit.
+        """
+        groups: dict[Prompt, int] = {}
+        for request in requests:
+            groups[request.prompt] = groups.get(request.prompt, 0) + 1
+        state = self._buffers(groups)
+        numbers = {prompt: number for number, prompt in enumerate(groups)}
+        at_once = max(1, PREFILL // state.size.longest_prompt)
+        state.admit(deque(Arrival(0, request, numbers[request.prompt]) for request in requests), at_once)
+        chains = any(request.latent for request in requests)
+        for stuck in (True, False):
+            self._steps(state, self._rows(state), self.max_response - self.pace.look, chains, stuck)
+        state.expect({})
+
     def release(self) -> None:
         """Give back the memory of cache and graphs; the next call makes them anew."""
         self._state = self._graphs = None
@@ -125,28 +143,17 @@ class Engine:
 
     def _buffers(self, groups: dict[Prompt, int]) -> Slots:
         """The buffers of the last call where they serve, else new ones; `groups`: rollouts of each prompt."""
-        slots = min(self.slots, sum(groups.values()))
-        size = self._size(slots, groups)
+        rows, longest = sum(groups.values()), max(map(len, groups))
+        size = Size.of(self.slots, rows, len(groups), max(groups.values()), longest)
         if self._state is None or not self._state.size.fits(size):
             self.release()
-            columns = columns_that_fit(self.policy.model)
-            while slots > 1 and self._columns(size) > columns:
-                slots -= max(1, slots // 16)
-                size = self._size(slots, groups)
+            room = columns_that_fit(self.policy.model)
+            while size.slots > 1 and size.columns(self.max_response) > room:
+                slots = size.slots - max(1, size.slots // 16)
+                size = Size.of(slots, rows, len(groups), max(groups.values()), longest)
             self._state = Slots(self.policy, self.latent, self.text, size, self.max_response)
         self._state.expect(groups)
         return self._state
-
-    @staticmethod
-    def _size(slots: int, groups: dict[Prompt, int]) -> Size:
-        """Room for `slots` rows: half as many prompts again as they have when groups are whole, for those that end."""
-        prompts = min(len(groups), -(-3 * slots * len(groups) // (2 * sum(groups.values()))) + 1)
-        members = min(slots, max(groups.values()), max(1, 4 * slots // prompts))
-        return Size(slots, prompts, members, max(map(len, groups)))
-
-    def _columns(self, size: Size) -> int:
-        """Columns of its cache."""
-        return (size.prompts + 1) * size.longest_prompt + size.slots * (self.max_response + 1)
 
     def _rows(self, state: Slots) -> int:
         """How many slots the next steps run over; rows are moved together where that makes them fewer."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import evaluate
+from lgrpo.budget import Budget, reporter
 from lgrpo.console import Show
 from lgrpo.decode import TextSettings
 from lgrpo.engine import Engine
@@ -58,11 +59,12 @@ def initialise(
     with StopRequest(show.say) as stop:
         stages = Stages({"decoder": policy.model}, len(examples), schedule, run, show, stop)
         labels = _load_labels(run)
+        budget = Budget(schedule.micro_tokens, reporter(run, show))
         if labels is None:
             encoder = Encoder(policy, schedule.ratio, schedule.k, schedule.output_scale)
             stages.modules["encoder"] = encoder
             stages.resume()
-            for part in build_parts(policy, encoder, examples, schedule):
+            for part in build_parts(policy, encoder, examples, schedule, budget):
                 stages.fit(part, schedule.save_every, stages.save)
             labels = _label(policy, encoder, examples, schedule, run, show, stop)
             del stages.modules["encoder"], encoder, part
@@ -76,7 +78,7 @@ def initialise(
             best.look(step)
             stages.save(step)
 
-        stages.fit(walk_part(policy, examples, labels, schedule), schedule.eval_every, score_and_save)
+        stages.fit(walk_part(policy, examples, labels, schedule, budget), schedule.eval_every, score_and_save)
     return best.finish()
 
 
@@ -164,7 +166,8 @@ class _Best:
 
     def look(self, step: int) -> None:
         schedule = self.schedule
-        engine = Engine(self.policy, LatentSettings(schedule.k), TextSettings(), schedule.max_response, schedule.slots)
+        latent, text = LatentSettings(schedule.k), TextSettings()
+        engine = Engine(self.policy, latent, text, schedule.max_response, schedule.slots, self.show.warn)
         answered = evaluate.answer(
             self.policy,
             engine,

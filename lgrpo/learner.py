@@ -1,46 +1,51 @@
 """One batch of groups becomes optimiser steps (docs/method.md, 3 to 5)."""
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lgrpo import objective, scoring
+from lgrpo.budget import Budget, Parts
+from lgrpo.checkpointing import checkpointed
 from lgrpo.groups import Group, advantages_of, group_numbers
+from lgrpo.initial import Initial
 from lgrpo.optimizer import Optimizer
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.rollout import Rollout
 
 
-@dataclass(frozen=True)
-class _Micro:
-    """Rollouts that go through the model together; all [N, T] tensors are on the device."""
-
-    numbers: list[int]  # of the rollouts, in the batch
-    batch: scoring.Batch
-    old: Tensor  # [N, T] log-probabilities before the first update
-    reference: Tensor | None  # [N, T] the same under the initial policy
-
-
 class Learner:
-    """Holds the optimizer, and the initial policy where the KL needs it."""
+    """Holds the optimizer, and the initial weights where the KL needs them.
 
-    def __init__(self, policy: Policy, settings: TrainSettings, initial: Policy | None = None):
-        """`initial`: what the KL is taken to, where `policy` has already moved on from it."""
+    Between micro-batches a batch is its rollouts, on the CPU, and [N, T] tensors of N rollouts and T positions, the
+    longest response: what a micro-batch needs besides is rebuilt when its turn comes.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: TrainSettings,
+        initial: Policy | None = None,
+        on_halved: Callable[[int], None] = lambda positions: None,
+    ):
+        """`initial`: what the KL is taken to, where `policy` has already moved on from it.
+
+        `on_halved(micro_tokens)` hears when memory ran out and the optimiser step is done again in smaller parts.
+        """
         self.policy, self.settings = policy, settings
         for parameter in policy.model.parameters():
             parameter.requires_grad_(False)
-        trainable = policy.trainable()
-        for parameter in trainable:
+        self.trainable = policy.trainable()
+        for parameter in self.trainable:
             parameter.requires_grad_(True)
-        self.reference = None
-        if settings.kl:
-            model = copy.deepcopy(policy.model) if initial is None else initial.model
-            self.reference = Policy(model.requires_grad_(False), policy.tokenizer, policy.card, policy.name)
-        self.optimizer = Optimizer(trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm)
+        self.initial = Initial(self.trainable, (initial or policy).trainable()) if settings.kl else None
+        self.budget = Budget(settings.micro_tokens, on_halved)
+        self.optimizer = Optimizer(
+            self.trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm
+        )
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """Take the optimiser steps of one batch; returns the numbers that describe them.
@@ -50,27 +55,41 @@ class Learner:
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         advantages = advantages_of(groups, self.settings)
-        minis = [self._prepare(rollouts, numbers) for numbers in self._minibatches(groups)]
-        mean_logprob = torch.zeros(len(rollouts), dtype=torch.float64)
-        gap, count = 0.0, 0
-        for micro in (micro for mini in minis for micro in mini):
-            lengths = micro.batch.mask.sum(1)
-            mean_logprob[micro.numbers] = ((micro.old * micro.batch.mask).sum(1) / lengths).double().cpu()
-            for row, number in enumerate(micro.numbers):
-                seen = rollouts[number].logprob
-                gap += float((micro.old[row, : len(seen)].cpu() - seen).abs().sum())
-                count += len(seen)
+        minis = self._minibatches(groups)
+        old = self._score(rollouts, minis)
+        reference = None
+        if self.initial is not None:
+            with self.initial.in_place():
+                reference = self._score(rollouts, minis)
+
+        lengths = torch.tensor([rollout.length for rollout in rollouts])
+        mask = torch.arange(old.shape[1]) < lengths[:, None]
+        seen = pad_sequence([rollout.logprob for rollout in rollouts], batch_first=True)
+        scored = torch.where(mask, old.cpu(), 0.0).double()
         keeps = torch.ones(len(rollouts), dtype=torch.bool)
         if self.settings.first_token:
-            keeps = objective.first_token_winners(advantages, mean_logprob, group_numbers(groups))
+            keeps = objective.first_token_winners(advantages, scored.sum(1) / lengths, group_numbers(groups))
+        advantages = advantages[:, None].repeat(1, old.shape[1])
+        advantages[:, 0] *= keeps
+        advantages = advantages.to(old.device)
 
-        totals = {"loss": 0.0, "kl": 0.0, "clip_fraction": 0.0, "grad_norm": 0.0, "moved": 0.0, "skipped": 0.0}
-        for mini in minis:
-            for name, value in self._update(mini, advantages, keeps).items():
-                totals[name] += value
-        numbers = {name: value / len(minis) for name, value in totals.items()}
-        numbers["skipped"] = totals["skipped"]
-        return {**numbers, "rollout_gap": gap / max(count, 1)}
+        steps = [self._step(rollouts, mini, advantages, old, reference) for mini in minis]
+        numbers = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        numbers["skipped"] = sum(step["skipped"] for step in steps)
+        return {**numbers, "rollout_gap": float((scored - seen).abs().sum()) / max(int(lengths.sum()), 1)}
+
+    def rehearse(self, rollouts: Sequence[Rollout]) -> None:
+        """Compute the gradient of the first micro-batch that these are cut into, and drop it."""
+        numbers, device = list(range(len(rollouts))), self.policy.device
+
+        def gradient(parts: Parts) -> None:
+            with checkpointed(self.settings.checkpointing, self.policy.model):
+                batch = self._collate(rollouts, parts[0])
+                zeros = torch.zeros(batch.mask.shape, device=device)
+                self._backward(batch, zeros, zeros, zeros if self.initial else None, len(rollouts))
+
+        self.budget.spend(lambda positions: self._cut(rollouts, numbers, positions), gradient, self.optimizer.clear)
+        self.optimizer.clear()
 
     def _minibatches(self, groups: Sequence[Group]) -> list[list[int]]:
         """Rollout numbers of each optimiser step: `update_batch` groups, in order."""
@@ -79,67 +98,103 @@ class Learner:
         return [list(range(at * group, min(at + size, len(groups)) * group)) for at in starts]
 
     @torch.no_grad()
-    def _prepare(self, rollouts: Sequence[Rollout], numbers: list[int]) -> list[_Micro]:
-        """Cut one optimiser step into micro-batches of at most `micro_tokens`, and score them."""
-        out = []
-        for part in self._cut(rollouts, numbers):
-            batch = scoring.collate(self.policy, [rollouts[number] for number in part], self.settings.tau)
-            old = self._logprob(self.policy, batch)
-            reference = None if self.reference is None else self._logprob(self.reference, batch)
-            out.append(_Micro(part, batch, old, reference))
-        return out
+    def _score(self, rollouts: Sequence[Rollout], minis: Sequence[list[int]]) -> Tensor:
+        """Log-probabilities [N, T] of all rollouts under the model as it is, on the device."""
+        longest = max(rollout.length for rollout in rollouts)
+        out: list[Tensor] = [torch.empty(0)] * len(rollouts)
 
-    def _cut(self, rollouts: Sequence[Rollout], numbers: list[int]) -> list[list[int]]:
-        """Rows of similar length together, so that little of a micro-batch is padding."""
-        rows = scoring.pack([rollouts[number] for number in numbers], scoring.COLUMNS)
+        def score(parts: Parts) -> None:
+            for part in parts:
+                batch = self._collate(rollouts, part)
+                components, hard = scoring.component_logprobs(self.policy, batch, self.settings.temperature)
+                logprob = scoring.logprob(components, hard, batch, self.settings.latent_settings)
+                for number, row in zip(part, logprob, strict=True):
+                    out[number] = row
+
+        for mini in minis:
+            self.budget.spend(lambda positions: self._cut(rollouts, mini, positions), score, lambda: None)  # noqa: B023
+        return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in out])
+
+    def _cut(self, rollouts: Sequence[Rollout], numbers: list[int], positions: int) -> Parts:
+        """Cut an optimiser step into micro-batches of at most `positions`, or of one rollout.
+
+        Rows of similar length together, so that little of a micro-batch is padding.
+        """
+        rows = scoring.pack([rollouts[number] for number in numbers], min(scoring.COLUMNS, positions))
 
         def width(row: list[int]) -> int:
             first = rollouts[numbers[row[0]]]
             return len(first.prompt) + sum(rollouts[numbers[place]].length for place in row)
 
-        parts: list[list[int]] = []
+        parts: Parts = []
         taken = 0
         for row in sorted(rows, key=width):
-            if not parts or (taken + 1) * width(row) > self.settings.micro_tokens:
+            if not parts or (taken + 1) * width(row) > positions:
                 parts.append([])
                 taken = 0
             parts[-1] += [numbers[place] for place in row]
             taken += 1
         return parts
 
-    def _logprob(self, policy: Policy, batch: scoring.Batch) -> Tensor:
-        """[N, T], with its true gradient."""
-        components, hard = scoring.component_logprobs(policy, batch, self.settings.temperature)
-        return scoring.logprob(components, hard, batch, self.settings.latent_settings)
+    def _collate(self, rollouts: Sequence[Rollout], part: list[int]) -> scoring.Batch:
+        columns = min(scoring.COLUMNS, self.budget.positions)
+        return scoring.collate(self.policy, [rollouts[number] for number in part], self.settings.tau, columns)
 
-    def _update(self, mini: list[_Micro], advantages: Tensor, keeps: Tensor) -> dict[str, float]:
-        """One optimiser step over its micro-batches; the loss is counted once over all of them."""
-        settings = self.settings
-        count = sum(int(micro.batch.mask.sum()) for micro in mini)
-        loss_sum = kl_sum = clipped = 0.0
-        for micro in mini:
-            mask = micro.batch.mask
-            advantage = advantages[micro.numbers].to(mask.device)[:, None].repeat(1, mask.shape[1])
-            advantage[:, 0] *= keeps[micro.numbers].to(mask.device)
-            components, hard = scoring.component_logprobs(self.policy, micro.batch, settings.temperature)
-            logprob = scoring.logprob(components, hard, micro.batch, settings.latent_settings, advantage)
-            loss = objective.ppo_loss(logprob, micro.old, advantage, mask, settings.clip, settings.dual_clip, count)
-            if micro.reference is not None:
-                # Its gradient is the true one: the mirrored one would push away from the initial policy.
-                plain = scoring.logprob(components, hard, micro.batch, settings.latent_settings)
-                kl = objective.masked_mean(objective.kl_penalty(plain, micro.reference), mask, count)
-                loss = loss + settings.kl * kl
-                kl_sum += float(kl.detach())
-            loss.backward()
-            loss_sum += float(loss.detach())
-            ratio = (logprob.detach() - micro.old).exp()
-            clipped += float((((ratio - 1).abs() > settings.clip) & mask).sum())
+    def _step(
+        self,
+        rollouts: Sequence[Rollout],
+        mini: list[int],
+        advantages: Tensor,
+        old: Tensor,
+        reference: Tensor | None,
+    ) -> dict[str, float]:
+        """One optimiser step over its micro-batches; the loss is counted once over all of them.
+
+        advantages, old, reference float [N, T] of the whole batch.
+        """
+        count = sum(rollouts[number].length for number in mini)
+
+        def gradients(parts: Parts) -> tuple[Tensor, float]:
+            sums, columns, filled = torch.zeros(3, dtype=torch.float64, device=old.device), 0, 0
+            for part in parts:
+                batch = self._collate(rollouts, part)
+                place = torch.tensor(part, device=old.device), slice(0, batch.mask.shape[1])
+                known = None if reference is None else reference[place]
+                with checkpointed(self.settings.checkpointing, self.policy.model):
+                    sums += self._backward(batch, advantages[place], old[place], known, count)
+                columns, filled = columns + batch.ids.numel(), filled + batch.filled
+            return sums, 1 - filled / columns
+
+        sums, padding = self.budget.spend(
+            lambda positions: self._cut(rollouts, mini, positions), gradients, self.optimizer.clear
+        )
         report = self.optimizer.step()
+        loss, kl, clipped = sums.tolist()
         return {
-            "loss": loss_sum,
-            "kl": kl_sum,
+            "loss": loss,
+            "kl": kl,
             "clip_fraction": clipped / max(count, 1),
             "grad_norm": report.grad_norm,
             "moved": report.moved,
             "skipped": float(report.skipped),
+            "padding": padding,
         }
+
+    def _backward(
+        self, batch: scoring.Batch, advantage: Tensor, old: Tensor, reference: Tensor | None, count: int
+    ) -> Tensor:
+        """Add the gradient of a micro-batch; returns its part of loss and KL, and how many ratios were clipped: [3]."""
+        settings, mask = self.settings, batch.mask
+        components, hard = scoring.component_logprobs(self.policy, batch, settings.temperature)
+        logprob = scoring.logprob(components, hard, batch, settings.latent_settings, advantage)
+        loss = objective.ppo_loss(logprob, old, advantage, mask, settings.clip, settings.dual_clip, count)
+        kl = torch.zeros_like(loss)
+        if reference is not None:
+            # Its gradient is the true one: the mirrored one would push away from the initial policy.
+            plain = scoring.logprob(components, hard, batch, settings.latent_settings)
+            kl = objective.masked_mean(objective.kl_penalty(plain, reference), mask, count)
+            loss = loss + settings.kl * kl
+        loss.backward()
+        ratio = (logprob.detach() - old).exp()
+        clipped = (((ratio - 1).abs() > settings.clip) & mask).sum()
+        return torch.stack([loss.detach().double(), kl.detach().double(), clipped.double()])

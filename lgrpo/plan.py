@@ -64,6 +64,8 @@ class TrainSettings:
     eval_every: int  # steps
     slots: int  # rollouts in flight
     micro_tokens: int  # positions in a micro-batch
+    keep_cache: bool  # the rollouts' cache stays on the device while the policy is updated
+    checkpointing: bool  # layers are computed again in the backward pass, to save memory
 
     @property
     def latent_settings(self) -> LatentSettings:
@@ -179,7 +181,9 @@ def train_settings(
     table["k"] = (k, "from the checkpoint")
     cuda = torch.device(device).type == "cuda"
     table["slots"] = (512, "keeps a GPU busy") if cuda else (256, "fills two cores")
-    table["micro_tokens"] = (32768, "from the device") if cuda else (4096, "from the device")
+    table["micro_tokens"] = (4096, "keeps the device busy")
+    table["keep_cache"] = (True, "there is memory enough")
+    table["checkpointing"] = (False, "there is memory enough")
     switches = {"masking": "mask_invalid", "one-sided": "one_sided", "first-token": "first_token"}
     for technique in without:
         table[switches[technique]] = (False, f"you set --without {technique}")

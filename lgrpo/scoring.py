@@ -22,9 +22,15 @@ COLUMNS = 1024  # positions of a packed row: attention costs their square, so lo
 
 @dataclass(frozen=True)
 class Batch:
-    """N rollouts packed into B rows of L columns, with T the longest response. On the policy's device."""
+    """N rollouts packed into B rows of L columns, with T the longest response. On the policy's device.
 
-    embeds: Tensor  # [B, L, D], detached
+    Their input embeddings, some thirty times as much, are rebuilt when they are needed (`inputs_of`).
+    """
+
+    filled: int  # of the B * L columns: those that are no padding
+    tau: float
+    ids: Tensor  # int64 [B, L], LATENT where a superposition
+    source: Tensor  # int64 [B, L]: flat (rollout, step) of N * T whose action a response column holds
     segment: Tensor  # int64 [B, L]: 0 prompt, 1.. response, -1 padding
     positions: Tensor  # int64 [B, L]
     row: Tensor  # int64 [N, T]: row and column whose hidden state predicts this response position
@@ -56,7 +62,7 @@ def pack(rollouts: Sequence[Rollout], columns: int) -> list[list[int]]:
 
 
 def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: int = COLUMNS) -> Batch:
-    """Pack rollouts, rebuild their input embeddings from the recorded actions, and move all to the device."""
+    """Pack rollouts into rows of at most `columns` where possible, and move them to the device."""
     rows = pack(rollouts, columns)
     lengths = [r.length for r in rollouts]
     width = max(len(rollouts[row[0]].prompt) + sum(lengths[n] - 1 for n in row) for row in rows)
@@ -64,7 +70,7 @@ def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: in
     ids = torch.full((len(rows), width), policy.pad_id)
     segment = torch.full((len(rows), width), -1)
     positions = torch.zeros(len(rows), width, dtype=torch.int64)
-    source = torch.full((len(rows), width), -1)  # flat (rollout, step) of a latent column
+    source = torch.zeros(len(rows), width, dtype=torch.int64)
     at_row = torch.zeros(len(rollouts), longest, dtype=torch.int64)
     at_column = torch.zeros(len(rollouts), longest, dtype=torch.int64)
     for row, numbers in enumerate(rows):
@@ -93,24 +99,23 @@ def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: in
         indices[number, :length], scores[number, :length] = rollout.indices, rollout.scores
         tokens[number, :length], mask[number, :length] = rollout.tokens, True
 
-    device = policy.device
-    ids, source, indices, scores = ids.to(device), source.to(device), indices.to(device), scores.to(device)
-    with torch.no_grad():
-        embeds = policy.embedding(ids.clamp(min=0))
-        latent = ids == LATENT
-        if bool(latent.any()):
-            flat = source[latent]
-            soft = superposition.embed(
-                indices.flatten(0, 1)[flat],
-                superposition.weights_of(scores.flatten(0, 1)[flat], tau),
-                policy.embedding,
-            )
-            embeds = embeds.clone()
-            embeds[latent] = soft
-    return Batch(
-        embeds, segment.to(device), positions.to(device), at_row.to(device), at_column.to(device),
-        mask.to(device), tokens.to(device), indices, scores,
-    )  # fmt: skip
+    filled = int((segment >= 0).sum())
+    tensors = (ids, source, segment, positions, at_row, at_column, mask, tokens, indices, scores)
+    return Batch(filled, tau, *(tensor.to(policy.device) for tensor in tensors))
+
+
+@torch.no_grad()
+def inputs_of(policy: Policy, batch: Batch) -> Tensor:
+    """Input embeddings [B, L, D], those of latent columns rebuilt from the recorded actions."""
+    embeds: Tensor = policy.embedding(batch.ids.clamp(min=0))
+    latent = batch.ids == LATENT
+    flat = batch.source[latent]
+    if not len(flat):
+        return embeds
+    weights = superposition.weights_of(batch.scores.flatten(0, 1)[flat], batch.tau)
+    return embeds.masked_scatter(
+        latent[..., None], superposition.embed(batch.indices.flatten(0, 1)[flat], weights, policy.embedding)
+    )
 
 
 def states_of(policy: Policy, batch: Batch) -> Tensor:
@@ -118,7 +123,7 @@ def states_of(policy: Policy, batch: Batch) -> Tensor:
     order = torch.arange(batch.segment.shape[1], device=batch.segment.device)
     key, query = batch.segment[:, None, :], batch.segment[:, :, None]
     allowed = (order[None, :] <= order[:, None]) & ((key == 0) | (key == query))
-    hidden = policy.hidden(batch.embeds, allowed, batch.positions)
+    hidden = policy.hidden(inputs_of(policy, batch), allowed, batch.positions)
     return hidden[batch.row[batch.mask], batch.column[batch.mask]]
 
 
@@ -132,12 +137,12 @@ def component_logprobs(policy: Policy, batch: Batch, temperature: float) -> tupl
     tokens, indices = batch.tokens[batch.mask], batch.indices[batch.mask]
 
     def chunk(states: Tensor, tokens: Tensor, indices: Tensor) -> Tensor:
-        logits = policy.head(states)
-        components = logits.gather(1, indices) - logits.logsumexp(-1, keepdim=True)
-        scaled = logits / temperature
-        hard = scaled.gather(1, tokens.clamp(min=0)[:, None]) - scaled.logsumexp(-1, keepdim=True)
-        latent = (tokens == LATENT)[:, None]
-        return torch.cat([components * latent, hard * ~latent], 1)
+        logits, latent = policy.head(states), (tokens == LATENT)[:, None]
+        # Each position has one form, so one temperature and one normalisation do: half the logits alive at a time.
+        logits = logits / torch.ones_like(logits[:, :1]).masked_fill(~latent, temperature)
+        wanted = torch.cat([indices, tokens.clamp(min=0)[:, None]], 1)
+        log_probs = logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)
+        return torch.cat([log_probs[:, :-1] * latent, log_probs[:, -1:] * ~latent], 1)
 
     scored = by_chunks(chunk, len(embedding_table(policy)), states, tokens, indices)
     components, hard = scored[:, :-1], scored[:, -1]

@@ -178,5 +178,6 @@ def _mixes(rollouts: Sequence[Rollout], tau: float) -> bool:
 
 def identity(settings: TrainSettings | Schedule, **sources: Any) -> dict[str, Any]:
     """What makes two runs the same one: where they begin, and all settings that decide what is computed."""
-    free = ("slots", "micro_tokens", *(["steps", "eval_every"] if isinstance(settings, TrainSettings) else []))
+    free = {"slots", "micro_tokens", "keep_cache", "checkpointing"}
+    free |= {"steps", "eval_every"} if isinstance(settings, TrainSettings) else set()
     return {**sources, **{name: value for name, value in asdict(settings).items() if name not in free}}

@@ -31,6 +31,20 @@ class Size:
     members: int  # rows of one prompt, M
     longest_prompt: int  # positions
 
+    @classmethod
+    def of(cls, slots: int, rows: int, prompts: int, most: int, longest_prompt: int) -> "Size":
+        """For `slots` of `rows` rollouts in all, of so many prompts, `most` of one.
+
+        Prompts are held for half as many rows again: some rows of a group end late.
+        """
+        slots = min(slots, rows)
+        held = min(prompts, -(-3 * slots * prompts // (2 * rows)) + 1)
+        return cls(slots, held, min(slots, most, max(1, 4 * slots // held)), longest_prompt)
+
+    def columns(self, max_response: int) -> int:
+        """Columns of keys and values."""
+        return (self.prompts + 1) * self.longest_prompt + self.slots * (max_response + 1)
+
     def fits(self, other: "Size") -> bool:
         """Whether buffers of this size serve where `other` is needed."""
         return (

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lgrpo.checkpointing import checkpointed
 from lgrpo.console import Show
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
@@ -63,7 +64,8 @@ class Stages:
         key = f"{part.name} {self.schedule.seed}"
         for step in range(first, part.steps):
             optimizer.set_lr(learning_rate(step, part.steps, part.lr, self.schedule.lr_warm_up))
-            numbers = part.learn(batch_numbers(self.examples, self.schedule.batch, key, step), step)
+            with checkpointed(self.schedule.checkpointing, *self.modules.values()):
+                numbers = part.learn(batch_numbers(self.examples, self.schedule.batch, key, step), step)
             report = optimizer.step()
             self.done = self._before + step + 1
             if report.skipped:
@@ -78,7 +80,7 @@ class Stages:
                 self.save(step + 1)
             if self.stop and self.done < self.schedule.steps:
                 raise KeyboardInterrupt
-        self._optimizer_state = dict  # its copies of the weights must not stay beside those of the next part
+        self._optimizer_state = dict  # its states must not stay beside those of the next part
 
     def skip(self, steps: int) -> None:
         """Parts of this many steps in all are behind."""

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
+from lgrpo.budget import reporter
 from lgrpo.console import Show
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
@@ -29,6 +30,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.trial import trial
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 
@@ -58,12 +60,20 @@ def train(
     """
     mode = "explicit" if settings.explicit else "latent"
     policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout)
-    engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
+
+    def fewer_rows(line: str) -> None:
+        run.event("rollouts", note=line)
+        show.warn(line)
+
+    engine = Engine(
+        policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, fewer_rows
+    )
     sampler = Sampler(policy, engine, problems, grader, settings)
-    learner = Learner(policy, settings, initial)
+    learner = Learner(policy, settings, initial, reporter(run, show))
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)
+    _try_worst_case(policy, engine, learner, settings, run, show)
     show.stage("train", settings.steps, progress.step)
     with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
@@ -73,6 +83,8 @@ def train(
             started = time.monotonic()
             drawn = sampler.collect(progress.cursor)
             rolled_out = time.monotonic()
+            if not settings.keep_cache:
+                engine.release()
             numbers = learner.learn(drawn.kept) if drawn.kept else {}
             progress = Progress(progress.step + 1, drawn.cursor)
             times = {"rollout_s": rolled_out - started, "update_s": time.monotonic() - rolled_out}
@@ -86,6 +98,18 @@ def train(
     best = run.best()
     assert best is not None
     return best
+
+
+def _try_worst_case(
+    policy: Policy, engine: Engine, learner: Learner, settings: TrainSettings, run: Run, show: Show
+) -> None:
+    """Longest prompts and responses, once, before anything long; what did not fit is halved from here on."""
+    tried = trial(policy, engine, learner, settings)
+    run.event("trial", **tried._asdict())
+    if tried.slots < settings.slots:
+        show.warn(f"{settings.slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
+    if tried.peak is not None:
+        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
 def _report(

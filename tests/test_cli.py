@@ -179,10 +179,14 @@ def test_any_setting_can_be_set_and_is_recorded_with_its_reason() -> None:
     assert settings["batch"] == {"value": 2, "reason": "you set it"}
     assert settings["train_embedding"]["value"] is False
     assert settings["max_response"]["value"] == 20
-    trained = done("train", "--steps", "1", "--set", "limit=40", "--set", "batch = 1", "--set", "group=3")
+    trained = done(
+        "train", "--steps", "1", "--set", "limit=40", "--set", "batch = 1", "--set", "group=3", "--set", "slots=5"
+    )
     assert "was made for" not in trained.stderr
     settings = record_of("runs/tiny-grpo")["settings"]
     assert settings["group"] == {"value": 3, "reason": "you set it"}
+    assert settings["slots"] == {"value": 5, "reason": "you set it"}
+    assert "that are free" in settings["memory: update"]["reason"]
     line = json.loads(Path("runs/tiny-grpo/metrics.jsonl").read_text())
     assert line["positions"] <= 3 * 12 * SMALL_TRAIN["draws"]
     refused = lgrpo("train", "runs/tiny-init", "--steps", "2", "--set", "limit=40")
@@ -419,8 +423,9 @@ REFUSED: list[tuple[list[str], str]] = [
     (["init", "--steps", "0"], "'--steps': 0 is not in the range x>=1. (see `lgrpo init --help`)"),
     (["init", "--lr", "nan"], "lr must be positive, not nan"),
     (["train", "--lr", "0"], "'--lr': 0.0 is not in the range 0<x<=1."),
+    (["train", "latent", "--set", "max_response=1000000000"], " TB of memory are needed at least and "),
     (["train", "latent", "--set", "group=1"], "group must be at least 2: an advantage compares rollouts"),
-    (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, clip, draws,"),
+    (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, checkpointing"),
     (["train", "latent", "--set", "batch"], "--set batch=: a whole number is needed"),
     (["train", "latent", "--set", "batch=1.5"], "--set batch=1.5: a whole number is needed"),
     (["train", "latent", "--set", "tau=0"], "--set tau=0: it must be more than 0"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import LATENTS, LIMIT, TEXTS
 
+from lgrpo import memory
 from lgrpo.engine import EAGER, GRAPHED, Engine
 from lgrpo.groups import Group
 from lgrpo.learner import Learner
@@ -14,6 +15,7 @@ from lgrpo.plan import Setting, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
+from lgrpo.trial import trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -62,3 +64,29 @@ def test_a_bf16_update_moves_the_weights_and_starts_at_ratio_one() -> None:
     assert numbers["clip_fraction"] == 0.0
     assert numbers["moved"] > 0.9
     assert any(not torch.equal(old, new) for old, new in zip(before, policy.trainable(), strict=True))
+
+
+def test_the_worst_case_is_measured_and_leaves_no_trace() -> None:
+    policy = on_gpu(torch.bfloat16)
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", kl=0.1, slots=16)
+    settings, rows = memory.settle(policy, settings, [], {"slots"})
+    engine, learner = Engine(policy, LATENTS, TEXTS, settings.max_response, settings.slots), Learner(policy, settings)
+    tried = trial(policy, engine, learner, settings)
+    assert tried.peak is not None
+    assert tried.peak > 0
+    assert (tried.slots, tried.micro_tokens) == (settings.slots, settings.micro_tokens)
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+    assert {row.name for row in rows} >= {"memory: update", "memory: rollouts"}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_kl_to_weights_on_the_host_starts_at_zero(checkpointing: bool) -> None:
+    policy = on_gpu(torch.bfloat16)
+    rollouts = Engine(policy, LATENTS, TEXTS, LIMIT, 16).generate(requests())
+    groups = [Group(Problem("p", "1"), rollouts[at : at + 8], [1.0, 0.0] * 4) for at in (0, 8)]
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", mask_invalid=False, kl=0.1)
+    learner = Learner(policy, replace(settings, lr=1e-2, checkpointing=checkpointing))
+    assert learner.initial is not None
+    assert all(kept.is_pinned() for kept in learner.initial.kept)
+    assert learner.learn(groups)["kl"] == 0.0
+    assert learner.learn(groups)["kl"] > 0.0

@@ -171,6 +171,55 @@ def test_micro_batches_change_neither_losses_nor_weights() -> None:
         assert torch.allclose(weights_a[name], weights_b[name], rtol=0, atol=2e-3), name
 
 
+def test_checkpointing_runs_layers_again_and_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, calls, results = type(base().model.model.layers[0]), [0], []
+    forward = kind.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls[-1] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", spy)
+    for checkpointing in (False, True):
+        policy = base()
+        go(None, Recorder(), policy, checkpointing=checkpointing)
+        results.append(weights(policy))
+        calls.append(0)
+    assert calls[1] > calls[0]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_after_running_out_of_memory_a_step_is_taken_again_in_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, the second time after some of the gradient has gathered: the weights are those of an undisturbed run."""
+    undisturbed, policy, show, smooth = base(), base(), Recorder(), Recorder()
+    go(None, smooth, undisturbed, micro_tokens=256)
+    hidden, seen, failed = Policy.hidden, [0], [0]
+
+    def limited(self: Policy, *args: Any) -> Tensor:
+        gathered = any(p.grad is not None for p in self.model.parameters())
+        seen[0] += 1
+        if seen[0] == 2 or (gathered and failed == [1]):
+            failed[0] += 1
+            raise torch.OutOfMemoryError("injected")
+        return hidden(self, *args)
+
+    monkeypatch.setattr(Policy, "hidden", limited)
+    with Run.start(tmp_path, "init", []) as run:
+        policy = go(run, show, policy, micro_tokens=256)
+        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert failed == [2]
+    told = [event["micro_tokens"] for event in events if event["event"] == "out_of_memory"]
+    assert len(told) == 2
+    assert told == sorted(told, reverse=True)
+    assert sum("out of memory" in line for line in show.said) == 2
+    for ours, theirs in zip(show.numbers, smooth.numbers, strict=True):  # losses, and the norm of each gradient
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    for name, theirs in weights(undisturbed).items():
+        assert torch.allclose(weights(policy)[name], theirs, rtol=0, atol=2e-3), name
+
+
 def test_the_best_held_out_score_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Pass@1 on the held-out slice, without a run as with one."""
     scores = [0.25, 0.75, 0.5, 0.75]

@@ -227,14 +227,18 @@ def test_warm_up_loss_by_hand_and_its_target() -> None:
 
 
 def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of every stage, values and gradients."""
     policy = a_policy()
     encoder = an_encoder(policy)
     results = []
+    indices, labels = soft_labels(EXAMPLES)
     for logits_per_chunk in (1 << 26, 24 * 2):  # all at once; two positions at a time
         monkeypatch.setattr(chunks_module, "LOGITS_PER_CHUNK", logits_per_chunk)
         encoder.zero_grad()
         policy.model.zero_grad()
         loss = build_loss(encoder, policy, EXAMPLES) + warm_up_loss(encoder, policy, EXAMPLES, 0.03)
+        walk = walk_loss(policy, EXAMPLES, indices, labels, RATIO)
+        loss = loss + walk.text + 2 * walk.chain
         loss.backward()
         results.append((float(loss), gradients(encoder), gradients(policy.model)))
     (loss_a, *grads_a), (loss_b, *grads_b) = results

@@ -1,6 +1,7 @@
 """One batch of groups against the plain reference: advantages, selection, loss and gradient together."""
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from models import LATENTS, LIMIT, TEXTS, engine, prompt
 from torch import Tensor
 
-from lgrpo import noise, objective
+from lgrpo import noise, objective, scoring
+from lgrpo.errors import UserError
 from lgrpo.groups import Group
+from lgrpo.initial import Initial
 from lgrpo.learner import Learner
 from lgrpo.optimizer import StepReport
 from lgrpo.plan import TrainSettings
@@ -27,6 +30,8 @@ SETTINGS = TrainSettings(
     temperature=TEXTS.temperature, top_p=TEXTS.top_p, top_k=TEXTS.top_k, surrogate="published", mask_invalid=True,
     keep_invalid_in_statistics=False, first_token=True, clip=0.2, dual_clip=3.0, kl=0.0, lr=1e-3, weight_decay=0.01,
     max_grad_norm=1.0, limit=0, held_out=1, eval_every=1, slots=64, micro_tokens=10_000,
+    keep_cache=True,
+    checkpointing=False,
 )  # fmt: skip
 
 
@@ -101,9 +106,9 @@ def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, Any]) -> None
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)  # advantages are float32
 
 
-def another_policy() -> Policy:
+def another_policy(dtype: torch.dtype = torch.float64) -> Policy:
     """Other weights behind the same frozen embedding, which the learner shares with the initial policy."""
-    policy = models.policy("qwen2")
+    policy = models.policy("qwen2", dtype)
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -117,7 +122,7 @@ def test_the_micro_batch_size_changes_neither_loss_nor_gradient(micro_tokens: in
     groups = drawn(policy)
     whole, (expected,) = learn(policy, groups, initial, kl=0.1)
     parts, (gradient,) = learn(policy, groups, initial, kl=0.1, micro_tokens=micro_tokens)
-    assert parts == pytest.approx(whole, abs=1e-12)
+    assert {**parts, "padding": 0} == pytest.approx({**whole, "padding": 0}, abs=1e-12)
     assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -196,3 +201,137 @@ def test_only_the_trained_weights_move(architecture: str, monkeypatch: pytest.Mo
     Learner(policy, replace(SETTINGS, mask_invalid=False)).learn(groups)
     for name, weight in policy.model.state_dict().items():
         assert torch.equal(weight, before[name]) == ("embed" in name or "head" in name), name
+
+
+# -- memory
+
+
+def test_checkpointing_changes_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer runs once more in the backward pass."""
+    policy = models.policy("qwen2")
+    groups, kind, calls = drawn(policy), type(policy.model.model.layers[0]), [0]
+    forward = kind.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", spy)
+    results = []
+    for on, expected in ((False, 4), (True, 6)):  # two layers: old log-probabilities, gradient, and again
+        calls[0] = 0
+        results.append(learn(policy, groups, checkpointing=on))
+        assert calls[0] == expected
+    (plain, (gradient,)), (again, (recomputed,)) = results
+    assert plain == again
+    assert torch.equal(gradient, recomputed)
+
+
+def test_the_padding_of_the_micro_batches_is_counted() -> None:
+    """By hand: a row of 5 + 2 + 1 columns and one of 4 + 5 + 3, so 4 of 24; alone, neither has any."""
+
+    def rollout(prompt_length: int, length: int) -> Rollout:
+        tokens, k = torch.full((length,), 3), LATENTS.k
+        zeros = torch.zeros(length, k)
+        return Rollout(prompt(prompt_length), tokens, zeros.long(), zeros, torch.zeros(length), True)
+
+    groups = [
+        Group(Problem("a", "1"), [rollout(5, 3), rollout(5, 2)], [1.0, 0.0]),
+        Group(Problem("b", "1"), [rollout(4, 6), rollout(4, 4)], [1.0, 0.0]),
+    ]
+    for micro_tokens, expected in ((1000, 4 / 24), (20, 0.0)):
+        numbers, _ = learn(models.policy(), groups, group=2, micro_tokens=micro_tokens)
+        assert numbers["padding"] == pytest.approx(expected)
+
+
+def test_the_embeddings_of_one_micro_batch_are_alive_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a whole batch would be most of what the learner keeps."""
+    policy = models.policy("qwen2")
+    groups, made, rebuild = drawn(policy), [], scoring.inputs_of
+
+    def spy(*args: Any) -> Tensor:
+        assert not any(embeds() is not None for embeds in made)
+        embeds = rebuild(*args)
+        made.append(weakref.ref(embeds))
+        return embeds
+
+    monkeypatch.setattr(scoring, "inputs_of", spy)
+    learn(policy, groups, micro_tokens=100)
+    assert len(made) >= 6  # twice a micro-batch: old log-probabilities, then the gradient
+
+
+def test_the_initial_weights_trade_places_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, first = models.policy("qwen2", torch.bfloat16), models.policy("qwen2", torch.bfloat16, seed=4)
+    ours, theirs = ([p.detach().clone() for p in made.trainable()] for made in (policy, first))
+    initial = Initial(policy.trainable(), first.trainable())
+
+    def fail_inside() -> None:
+        with initial.in_place():
+            assert all(torch.equal(p, weight) for p, weight in zip(policy.trainable(), theirs, strict=True))
+            raise torch.OutOfMemoryError
+
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            fail_inside()
+        assert all(torch.equal(p, weight) for p, weight in zip(policy.trainable(), ours, strict=True))
+    assert all(torch.equal(p, weight) for p, weight in zip(first.trainable(), theirs, strict=True))
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, policy: Policy, fails: Callable[[int, bool, int], bool]) -> None:
+    """Make `policy.hidden` run out of memory where `fails(positions, with gradient, calls before)`."""
+    hidden, calls = policy.hidden, [0]
+
+    def limited(embeds: Tensor, *rest: Any) -> Tensor:
+        positions, before = embeds.shape[0] * embeds.shape[1], calls[0]
+        calls[0] += 1
+        if fails(positions, torch.is_grad_enabled(), before):
+            raise torch.OutOfMemoryError("injected")
+        return hidden(embeds, *rest)
+
+    monkeypatch.setattr(policy, "hidden", limited)
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda positions, gradient, before: positions > 75,  # while the old log-probabilities are computed
+        lambda positions, gradient, before: gradient and positions > 75,
+        lambda positions, gradient, before: before == 9,  # once, after part of a gradient has gathered
+    ],
+)
+def test_after_running_out_of_memory_the_same_step_is_taken_in_smaller_parts(
+    fails: Callable[[int, bool, int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two optimiser steps with a KL: the weights after them are those of a run that was never disturbed."""
+    monkeypatch.undo()  # as it is used: float32 throughout
+    made = [models.policy("qwen2", torch.float32) for _ in range(2)]
+    initial, groups = another_policy(torch.float32), drawn(made[0], 8)
+    settings = replace(SETTINGS, kl=0.1, batch=8, update_batch=4, micro_tokens=150)
+    smooth: list[int] = []
+    expected = Learner(made[0], settings, initial, smooth.append).learn(groups)
+    halved: list[int] = []
+    with monkeypatch.context() as context:
+        out_of_memory(context, made[1], fails)
+        learner = Learner(made[1], settings, initial, halved.append)
+        numbers = learner.learn(groups)
+    assert smooth == []
+    assert halved
+    assert learner.budget.positions == halved[-1] < 150
+    assert {**numbers, "padding": 0} == pytest.approx({**expected, "padding": 0}, rel=1e-4, abs=1e-6)
+    start = models.policy("qwen2", torch.float32)
+    for ours, theirs, before in zip(made[1].trainable(), made[0].trainable(), start.trainable(), strict=True):
+        assert float((theirs - before).detach().norm()) > 1e-3
+        assert float((ours - theirs).detach().norm() / (theirs - before).detach().norm()) < 1e-2
+
+
+def test_a_single_row_that_does_not_fit_ends_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step half taken: weights and gradients are as they were."""
+    monkeypatch.undo()
+    policy = models.policy("qwen2", torch.float32)
+    groups, before = drawn(policy), [p.detach().clone() for p in policy.trainable()]
+    out_of_memory(monkeypatch, policy, lambda positions, gradient, before: gradient and positions > 15)
+    halved: list[int] = []
+    with pytest.raises(UserError, match="max_response"):
+        Learner(policy, SETTINGS, None, halved.append).learn(groups)
+    assert len(halved) > 3
+    assert all(torch.equal(p, start) and p.grad is None for p, start in zip(policy.trainable(), before, strict=True))

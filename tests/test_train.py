@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,10 +43,12 @@ def settings(**changes: object) -> TrainSettings:
     return replace(small, **changes)  # type: ignore[arg-type]
 
 
-def run_to(folder: Path, steps: int, grader: Parity | None = None, **changes: object) -> Path:
+def run_to(
+    folder: Path, steps: int, grader: Parity | None = None, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
     """Train, or go on, as the command does; returns the latest checkpoint."""
     with Run.start(folder, "train", [], identity={"seed": 0}) as run, Show() as show:
-        policy = Policy.load(run.latest() or tiny.MODEL)
+        policy = Policy.load(run.latest() or tiny.MODEL, dtype=dtype)
         train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=steps, **changes), grader or Parity(), run, show)
         latest = run.latest()
         assert latest is not None
@@ -56,16 +59,40 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "train_state.safetensors")}
 
 
-def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
-    whole = run_to(tmp_path / "whole", 4)
-    run_to(tmp_path / "halves", 2)
-    halves = run_to(tmp_path / "halves", 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = run_to(tmp_path / "whole", 4, dtype=dtype)
+    run_to(tmp_path / "halves", 2, dtype=dtype)
+    halves = run_to(tmp_path / "halves", 4, dtype=dtype)
     ours, theirs = weights(halves), weights(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert json.loads((halves / "train_state.json").read_text()) == json.loads((whole / "train_state.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(0 <= line["padding"] < 1 for line in lines)
+
+
+def test_running_out_of_memory_is_told_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once in the middle of an update, after the worst case was tried."""
+    hidden, gradients = Policy.hidden, itertools.count()
+
+    def limited(self: Policy, *args: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and next(gradients) == 2:  # 0: the trial
+            raise torch.OutOfMemoryError("injected")
+        return hidden(self, *args)
+
+    monkeypatch.setattr(Policy, "hidden", limited)
+    run_to(tmp_path, 2)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.index("trial") < kinds.index("out_of_memory")
+    (halved,) = [event["micro_tokens"] for event in events if event["event"] == "out_of_memory"]
+    assert halved < settings().micro_tokens
+    assert f"micro_tokens {halved}" in capsys.readouterr().err
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_training_changes_the_weights_but_not_embedding_and_head(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lgrpo.budget import Budget
 from lgrpo.chunks import by_chunks, embedding_table, log_probs_at
 from lgrpo.latent_sft.encoder import Encoder, mixed
-from lgrpo.latent_sft.examples import IGNORED, LATENT, PAD, Example, cut, pad
+from lgrpo.latent_sft.examples import IGNORED, LATENT, PAD, Example, pad
 from lgrpo.latent_sft.fit import Part, backward, trained
 from lgrpo.latent_sft.masks import dual_track_positions, supervision_mask
 from lgrpo.latent_sft.schedule import Schedule
@@ -78,32 +79,39 @@ def build_loss(encoder: Encoder, decoder: Policy, examples: Sequence[Example]) -
     return -log_probs_at(decoder, hidden[counted], labels[counted][:, None]).sum()
 
 
-def build_parts(policy: Policy, encoder: Encoder, examples: Sequence[Example], schedule: Schedule) -> list[Part]:
+def build_parts(
+    policy: Policy, encoder: Encoder, examples: Sequence[Example], schedule: Schedule, budget: Budget
+) -> list[Part]:
     """Warm start, then the published three steps: encoder alone, decoder alone, both."""
-    ratio, of_encoder, of_decoder = schedule.ratio, trained(encoder.policy, schedule), trained(policy, schedule)
-    of_encoder = [*of_encoder, encoder.compress]
+    ratio, of_decoder = schedule.ratio, trained(policy, schedule)
+    of_encoder = [*trained(encoder.policy, schedule), encoder.compress]
+    of_both = [*of_encoder, *of_decoder]
 
     def warm_up(numbers: Sequence[int], step: int) -> dict[str, float]:
         batch = [examples[number] for number in numbers]
         count = sum(e.latents(ratio) for e in batch)
-        parts = cut([len(e.prompt) + len(e.chain) + e.latents(ratio) for e in batch], schedule.micro_tokens)
-        smoothing = schedule.smoothing
-        (loss,) = backward(
-            (warm_up_loss(encoder, policy, [batch[n] for n in part], smoothing) / count,) for part in parts
-        )
+
+        def losses(part: list[int]) -> tuple[Tensor]:
+            return (warm_up_loss(encoder, policy, [batch[n] for n in part], schedule.smoothing) / count,)
+
+        widths = [len(e.prompt) + len(e.chain) + e.latents(ratio) for e in batch]
+        (loss,) = backward(losses, widths, budget, of_both)
         return {"loss": loss}
 
     def build(numbers: Sequence[int], step: int) -> dict[str, float]:
         batch = [examples[number] for number in numbers]
         count = sum(labelled(e, ratio) for e in batch)
+
+        def losses(part: list[int]) -> tuple[Tensor]:
+            return (build_loss(encoder, policy, [batch[n] for n in part]) / count,)
+
         widths = [len(e.prompt) + len(e.chain) + e.latents(ratio) + len(e.response) for e in batch]
-        parts = cut(widths, schedule.micro_tokens)
-        (loss,) = backward((build_loss(encoder, policy, [batch[n] for n in part]) / count,) for part in parts)
+        (loss,) = backward(losses, widths, budget, of_both)
         return {"loss": loss}
 
     return [
         Part("warm start", schedule.warm_up_steps, schedule.warm_up_lr, of_encoder, warm_up),
         Part("encoder", schedule.encoder_steps, schedule.encoder_lr, of_encoder, build),
         Part("decoder", schedule.decoder_steps, schedule.decoder_lr, of_decoder, build),
-        Part("encoder and decoder", schedule.joint_steps, schedule.joint_lr, [*of_encoder, *of_decoder], build),
+        Part("encoder and decoder", schedule.joint_steps, schedule.joint_lr, of_both, build),
     ]

@@ -1,11 +1,14 @@
 """One part of Latent-SFT: a loss, the parameters it moves, and a number of steps."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from lgrpo.budget import Budget, Parts
+from lgrpo.latent_sft.examples import cut
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.optimizer import Optimizer
 from lgrpo.policy import Policy
@@ -43,17 +46,32 @@ def only_trained(parameters: Sequence[nn.Parameter], *modules: nn.Module) -> Non
         parameter.requires_grad_(True)
 
 
-def backward(parts: Iterable[tuple[Tensor, ...]]) -> list[float]:
-    """Back-propagate the sum of each micro-batch's losses; returns each loss's total."""
-    totals: list[float] = []
-    for losses in parts:
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
-        total.backward()
-        values = [float(loss.detach()) for loss in losses]
-        totals = [a + b for a, b in zip(totals, values, strict=True)] if totals else values
-    return totals
+def backward(
+    losses: Callable[[list[int]], tuple[Tensor, ...]],
+    widths: Sequence[int],
+    budget: Budget,
+    parameters: Sequence[nn.Parameter],
+) -> list[float]:
+    """Back-propagate the sum of `losses(numbers)` of all micro-batches; returns each loss's total.
+
+    widths: positions of each row of the batch. Where memory runs out, all of it is done again in smaller micro-batches
+    without what had gathered in the gradients of `parameters`.
+    """
+
+    def work(parts: Parts) -> list[float]:
+        totals: Tensor | None = None
+        for numbers in parts:
+            each = torch.stack(losses(numbers))
+            each.sum().backward()
+            totals = each.detach().double() + (0.0 if totals is None else totals)
+        assert totals is not None
+        return [float(total) for total in totals.tolist()]
+
+    def undo() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    return budget.spend(lambda positions: cut(widths, positions), work, undo)
 
 
 def trained(policy: Policy, schedule: Schedule) -> list[nn.Parameter]:

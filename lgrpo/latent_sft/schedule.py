@@ -4,10 +4,10 @@ The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage
 eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
 and train all weights but the embeddings. What was measured for `tiny` stands beside each value.
 
-Memory, all weights trained (bfloat16, its gradient, a float32 copy and 8-bit states): 10 bytes a parameter for each
-model that is trained, 12 while the optimizer moves it (the gradient is float32 then), 2 for one that is not, and
-activations. 1.2 B parameters: 30 GB for the joint step, 15 GB for stage 2. 7.6 B parameters: 107 GB for one model while
-the other rests; both would take 183, so `high` leaves the joint step out.
+Memory, all weights trained (bfloat16, the 16 bits it lacks, a gradient and 8-bit states): 8 bytes a parameter for each
+model that is trained, 2 for one that is not, and activations. 1.2 B parameters: 20 GB for the joint step, 10 GB for
+stage 2. 7.6 B parameters: 76 GB for one model while the other rests; both would take 122, so `high` leaves the joint
+step out.
 """
 
 from dataclasses import dataclass, fields
@@ -50,6 +50,7 @@ class Schedule:
     save_every: int  # steps of stage 1
     slots: int  # rollouts in flight while scoring
     micro_tokens: int  # positions in a micro-batch
+    checkpointing: bool  # layers are computed again in the backward pass, to save memory
 
     @property
     def steps(self) -> int:
@@ -93,6 +94,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "held_out": (256, "two seconds to score"),
         "eval_every": (200, "a tenth of stage 2"),
         "save_every": (100, "half a minute"),
+        "checkpointing": (False, "a small model"),
     },
     "low": {
         **_SHARED,
@@ -114,6 +116,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "held_out": (256, "standard error of 3 points"),
         "eval_every": (500, "a dozen checkpoints to choose from"),
         "save_every": (250, "a few minutes"),
+        "checkpointing": (False, "layers of 1.2 B keep 16 GB for 8,192 positions"),
     },
     "high": {
         **_SHARED,
@@ -135,6 +138,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "held_out": (64, "long answers: an evaluation costs as much as two steps"),
         "eval_every": (500, "eight checkpoints to choose from"),
         "save_every": (250, "a few minutes"),
+        "checkpointing": (True, "layers of 7.6 B would keep 70 GB for one row of 9,700 positions"),
     },
 }
 

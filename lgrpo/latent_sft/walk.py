@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lgrpo import noise, superposition
+from lgrpo.budget import Budget
 from lgrpo.chunks import log_probs_at
-from lgrpo.latent_sft.examples import LATENT, PAD, Example, cut, pad
+from lgrpo.latent_sft.examples import LATENT, PAD, Example, pad
 from lgrpo.latent_sft.fit import Part, backward, trained
 from lgrpo.latent_sft.labels import Labels, perturb
 from lgrpo.latent_sft.schedule import Schedule
@@ -54,9 +55,9 @@ def walk_loss(policy: Policy, examples: Sequence[Example], indices: Tensor, labe
     return WalkLoss(-text.sum(), torch.xlogy(labels, labels).sum() - (labels * chain).sum())
 
 
-def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, schedule: Schedule) -> Part:
+def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, schedule: Schedule, budget: Budget) -> Part:
     """Learn to walk the labelled chains."""
-    ratio = schedule.ratio
+    ratio, parameters = schedule.ratio, trained(policy, schedule)
 
     def walk(numbers: Sequence[int], step: int) -> dict[str, float]:
         batch = [examples[number] for number in numbers]
@@ -74,7 +75,7 @@ def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, sched
             return loss.text / text_sum, loss.chain / steps_sum
 
         widths = [len(e.prompt) + e.latents(ratio) + len(e.response) for e in batch]
-        text, chain = backward(losses(part) for part in cut(widths, schedule.micro_tokens))
+        text, chain = backward(losses, widths, budget, parameters)
         return {"text": text, "chain": chain}
 
-    return Part("walk", schedule.walk_steps, schedule.walk_lr, trained(policy, schedule), walk)
+    return Part("walk", schedule.walk_steps, schedule.walk_lr, parameters, walk)

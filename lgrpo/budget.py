@@ -1,0 +1,66 @@
+"""How many positions a micro-batch may have: half as many, from there on, whenever memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from lgrpo.errors import UserError
+
+if TYPE_CHECKING:
+    from lgrpo.console import Show
+    from lgrpo.runs import Run
+
+Parts = list[list[int]]  # numbers of the rows of each micro-batch
+T = TypeVar("T")
+
+
+class Budget:
+    """`positions` a micro-batch; `report(positions)` hears of each new value."""
+
+    def __init__(self, positions: int, report: Callable[[int], None] = lambda positions: None):
+        self.positions, self.report = positions, report
+
+    def spend(self, cut: Callable[[int], Parts], work: Callable[[Parts], T], undo: Callable[[], None]) -> T:
+        """`work(parts)` over the micro-batches `cut(positions)`.
+
+        Where it runs out of memory, all of it is done again in smaller ones, after `undo()`. Raises UserError when the
+        smallest, of one row each, do not fit.
+        """
+        while True:
+            parts = cut(self.positions)
+            try:
+                return work(parts)
+            except torch.OutOfMemoryError:
+                pass  # what the failed attempt holds is freed with its traceback, at the end of this block
+            undo()
+            torch.cuda.empty_cache()
+            self._halve(cut, parts)
+
+    def _halve(self, cut: Callable[[int], Parts], parts: Sequence[Sequence[int]]) -> None:
+        """To the first half that cuts more finely."""
+        if all(len(part) == 1 for part in parts):
+            raise single_row_too_long()
+        while cut(self.positions) == parts:
+            self.positions = max(1, self.positions // 2)
+        self.report(self.positions)
+
+
+def single_row_too_long() -> UserError:
+    return UserError(
+        "out of memory on a single row: shorten it (--set max_response=N, max_prompt=N), take a smaller model or free "
+        "memory on the device; the same command goes on from the latest checkpoint"
+    )
+
+
+def reporter(run: Run | None, show: Show) -> Callable[[int], None]:
+    """What a Budget's `report` is in a run: an event, and a word to whoever is watching."""
+
+    def halved(positions: int) -> None:
+        if run is not None:
+            run.event("out_of_memory", micro_tokens=positions)
+        show.warn(f"out of memory; the step is done again with micro_tokens {positions}, and the result is the same")
+
+    return halved
