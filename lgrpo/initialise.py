@@ -166,8 +166,8 @@ class _Best:
 
     def look(self, step: int) -> None:
         schedule = self.schedule
-        latent, text = LatentSettings(schedule.k), TextSettings()
-        engine = Engine(self.policy, latent, text, schedule.max_response, schedule.slots, self.show.warn)
+        settings = LatentSettings(schedule.k), TextSettings()
+        engine = Engine(self.policy, *settings, schedule.max_response, schedule.slots, self.show.warn)
         answered = evaluate.answer(
             self.policy,
             engine,
