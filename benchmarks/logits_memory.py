@@ -108,9 +108,7 @@ def main() -> None:
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     asked = arguments.parse_args()
     policy = Bare(model_of(asked.layers, asked.device))
-    settings, _ = train_settings(
-        Setting("recipe", "low", ""), k=10, device=asked.device, micro_tokens=asked.positions, lr=1e-6
-    )
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=10, micro_tokens=asked.positions, lr=1e-6)
     responses = sum(rollout.length for rollout in longest_rows(policy, settings))
     sides = {"without a head": no_logprobs, "plain logits": plain_logprobs, "in chunks": scoring.component_logprobs}
     found = {name: peak_of(policy, settings, side) for name, side in sides.items()}

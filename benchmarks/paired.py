@@ -22,7 +22,7 @@ def rates(checkpoint: str, problems: int, runs: int, noise: float, grader: Verif
     """Share of right answers per test problem, and the mean length of valid responses."""
     policy = session.load(checkpoint, "cpu")
     recipe = plan.Setting("recipe", "tiny", "the arithmetic problems are its own")
-    settings, _ = plan.train_settings(recipe, k=policy.card.k, device="cpu", explicit=not policy.latent)
+    settings, _ = plan.train_settings(recipe, k=policy.card.k, explicit=not policy.latent)
     engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     asked = list(islice(arithmetic.draw("test", 1), problems))
     answered = evaluate.answer(

@@ -38,7 +38,7 @@ def random_shape(
         "slots": shape.groups * shape.group,
         "mask_invalid": False,  # masking would leave no advantage: every response is cut off
     }  # fmt: skip
-    settings, _ = plan.train_settings(recipe, k=10, device=device, **chosen)
+    settings, _ = plan.train_settings(recipe, k=10, **chosen)
     learner = Learner(policy, settings)
     engine = side_by_side.engine_of(policy, settings)
     prompts = shapes.random_prompts(shape)

@@ -108,7 +108,7 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
     shape = shapes.SHAPES[name]
     policy = shapes.endless(shapes.random_policy(shape, device))
     recipe = plan.Setting("recipe", shape.recipe, "its batch")
-    settings, _ = plan.train_settings(recipe, k=10, device=device)
+    settings, _ = plan.train_settings(recipe, k=10)
     prompts = [prompt for prompt in shapes.random_prompts(shape) for _ in range(shape.group)]
     rows = len(prompts)
 

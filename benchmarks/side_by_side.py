@@ -89,15 +89,15 @@ def timed(device: torch.device | str, action: Callable[[], Result]) -> tuple[Res
     return result, since(began, device)
 
 
-def tiny_settings(k: int, explicit: bool, device: str = "cpu", **chosen: Any) -> plan.TrainSettings:
+def tiny_settings(k: int, explicit: bool, **chosen: Any) -> plan.TrainSettings:
     recipe = plan.Setting("recipe", "tiny", "the arithmetic problems are its own")
-    return plan.train_settings(recipe, k=k, device=device, explicit=explicit, **chosen)[0]
+    return plan.train_settings(recipe, k=k, explicit=explicit, **chosen)[0]
 
 
 def load(source: str | None, device: str = "cpu") -> tuple[Policy, plan.TrainSettings]:
     """A checkpoint (None: the embedded model) and `tiny`'s settings for its kind of chain."""
     policy = session.load(source, device)
-    return policy, tiny_settings(policy.card.k, not policy.latent, device)
+    return policy, tiny_settings(policy.card.k, not policy.latent)
 
 
 def engine_of(policy: Policy, settings: plan.TrainSettings) -> Engine:

@@ -30,7 +30,7 @@ def main(checkpoint: str, problems: int, noise_scale: float, k: int | None) -> N
     """Compare the two surrogates on the rollouts of CHECKPOINT."""
     policy = session.load(checkpoint, "cpu")
     recipe = plan.Setting("recipe", "tiny", "the arithmetic problems are its own")
-    settings, _ = plan.train_settings(recipe, k=k or policy.card.k, device="cpu", noise_scale=noise_scale)
+    settings, _ = plan.train_settings(recipe, k=k or policy.card.k, noise_scale=noise_scale)
     engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     rollouts = engine.generate(
         [

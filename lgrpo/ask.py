@@ -42,7 +42,7 @@ def sample(
     model = model or str(session.newest())
     policy = session.load(model, where.value)
     asked = Problem(problem, "")
-    settings = _engine_settings(policy, where.value, max_response)
+    settings = _engine_settings(policy, max_response)
     policy.card = _recognised(policy, model, [asked], settings)
     engine = Engine(policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots)
     session.check_room(policy, [asked], max_response)
@@ -93,7 +93,7 @@ def evaluate(
             policy = session.load(checkpoint, where.value)
             endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
             problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit or 0)
-            settings = _engine_settings(policy, where.value, max_response)
+            settings = _engine_settings(policy, max_response)
             policy.card = _recognised(policy, checkpoint, problems, settings)
             session.check_room(policy, problems, max_response)
             score = _score(policy, problems, settings, runs, samples, seed, grader, show, checkpoint)
@@ -144,11 +144,11 @@ def _recognised(policy: Policy, name: str, problems: Sequence[Problem], settings
     return replace(policy.card, mode="latent")
 
 
-def _engine_settings(policy: Policy, device: str, max_response: int | None) -> TrainSettings:
+def _engine_settings(policy: Policy, max_response: int | None) -> TrainSettings:
     """Rollout settings of a policy that is only asked: those it was trained under, else the recipe's."""
     chosen = plan.choose_recipe(policy.card.recipe, None, policy.parameters)
     kept: dict[str, Any] = {name: value for name, value in policy.card.rollout.items() if name in plan.ROLLOUT}
     if max_response is not None:
         kept["max_response"] = max_response
-    settings, _ = plan.train_settings(chosen, k=policy.card.k, device=device, explicit=not policy.latent, **kept)
+    settings, _ = plan.train_settings(chosen, k=policy.card.k, explicit=not policy.latent, **kept)
     return settings

@@ -67,7 +67,7 @@ def init(asked: InitOptions) -> Path:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
     chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
     lengths = {key: given.pop(key, None) for key in ("max_prompt", "max_response")}
-    like, _ = plan.train_settings(chosen, k=policy.card.k, device=where.value, **lengths)
+    like, _ = plan.train_settings(chosen, k=policy.card.k, **lengths)
     settings, rows = schedule(
         chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
         seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **given,
@@ -147,7 +147,7 @@ def _train(asked: TrainOptions) -> Path:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
     chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
     settings, rows = plan.train_settings(
-        chosen, k=policy.card.k, device=where.value, seed=asked.seed, explicit=asked.explicit,
+        chosen, k=policy.card.k, seed=asked.seed, explicit=asked.explicit,
         without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **given,
     )  # fmt: skip
     settings, rows = memory.settle(policy, settings, rows, given)

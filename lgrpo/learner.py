@@ -50,33 +50,35 @@ class Learner:
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:
         """Take the optimiser steps of one batch; returns the numbers that describe them.
 
-        Old log-probabilities come from this same forward pass and the same micro-batches, so the first
-        optimiser step has ratio 1 exactly.
+        Old log-probabilities come from this same forward pass and the same micro-batches. The first optimiser step
+        is the old policy's own: its forward pass gives both, so the ratio there is exactly 1.
         """
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        advantages = advantages_of(groups, self.settings)
         minis = self._minibatches(groups)
-        old = self._score(rollouts, minis)
         reference = None
         if self.initial is not None:
             with self.initial.in_place():
                 reference = self._score(rollouts, minis)
+        old = self._score(rollouts, minis[1:])
 
         lengths = torch.tensor([rollout.length for rollout in rollouts])
-        mask = torch.arange(old.shape[1]) < lengths[:, None]
-        seen = pad_sequence([rollout.logprob for rollout in rollouts], batch_first=True)
-        scored = torch.where(mask, old.cpu(), 0.0).double()
-        keeps = torch.ones(len(rollouts), dtype=torch.bool)
-        if self.settings.first_token:
-            keeps = objective.first_token_winners(advantages, scored.sum(1) / lengths, group_numbers(groups))
-        advantages = advantages[:, None].repeat(1, old.shape[1])
-        advantages[:, 0] *= keeps
-        advantages = advantages.to(old.device)
-
-        steps = [self._step(rollouts, mini, advantages, old, reference) for mini in minis]
+        seen = pad_sequence([rollout.logprob for rollout in rollouts], batch_first=True).double()
+        advantages = self._advantages(groups, seen.sum(1) / lengths, old)
+        steps = [self._step(rollouts, minis[0], advantages, old, reference, first=True)]
+        steps += [self._step(rollouts, mini, advantages, old, reference) for mini in minis[1:]]
         numbers = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         numbers["skipped"] = sum(step["skipped"] for step in steps)
-        return {**numbers, "rollout_gap": float((scored - seen).abs().sum()) / max(int(lengths.sum()), 1)}
+        mask = torch.arange(old.shape[1]) < lengths[:, None]
+        gap = (torch.where(mask, old.cpu(), 0.0) - seen).abs().sum()
+        return {**numbers, "rollout_gap": float(gap) / max(int(lengths.sum()), 1)}
+
+    def _advantages(self, groups: Sequence[Group], mean_logprob: Tensor, like: Tensor) -> Tensor:
+        """Of each position [N, T], on the device; mean_logprob [N]: of the responses, under the old policy."""
+        advantages = advantages_of(groups, self.settings)
+        each = advantages[:, None].repeat(1, like.shape[1])
+        if self.settings.first_token:
+            each[:, 0] *= objective.first_token_winners(advantages, mean_logprob, group_numbers(groups))
+        return each.to(like.device)
 
     def rehearse(self, rollouts: Sequence[Rollout]) -> None:
         """Compute the gradient of the first micro-batch that these are cut into, and drop it."""
@@ -99,21 +101,21 @@ class Learner:
 
     @torch.no_grad()
     def _score(self, rollouts: Sequence[Rollout], minis: Sequence[list[int]]) -> Tensor:
-        """Log-probabilities [N, T] of all rollouts under the model as it is, on the device."""
+        """Log-probabilities [N, T] under the model as it is, on the device; 0 for rollouts in none of `minis`."""
         longest = max(rollout.length for rollout in rollouts)
-        out: list[Tensor] = [torch.empty(0)] * len(rollouts)
+        dtype = torch.promote_types(self.policy.dtype, torch.float32)
+        out = torch.zeros(len(rollouts), longest, dtype=dtype, device=self.policy.device)
 
         def score(parts: Parts) -> None:
             for part in parts:
                 batch = self._collate(rollouts, part)
                 components, hard = scoring.component_logprobs(self.policy, batch, self.settings.temperature)
                 logprob = scoring.logprob(components, hard, batch, self.settings.latent_settings)
-                for number, row in zip(part, logprob, strict=True):
-                    out[number] = row
+                out[torch.tensor(part, device=out.device), : logprob.shape[1]] = logprob
 
         for mini in minis:
             self.budget.spend(lambda positions: self._cut(rollouts, mini, positions), score, lambda: None)  # noqa: B023
-        return torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in out])
+        return out
 
     def _cut(self, rollouts: Sequence[Rollout], numbers: list[int], positions: int) -> Parts:
         """Cut an optimiser step into micro-batches of at most `positions`, or of one rollout.
@@ -147,10 +149,11 @@ class Learner:
         advantages: Tensor,
         old: Tensor,
         reference: Tensor | None,
+        first: bool = False,
     ) -> dict[str, float]:
         """One optimiser step over its micro-batches; the loss is counted once over all of them.
 
-        advantages, old, reference float [N, T] of the whole batch.
+        advantages, old, reference float [N, T] of the whole batch. The `first` one of a batch fills its part of `old`.
         """
         count = sum(rollouts[number].length for number in mini)
 
@@ -161,7 +164,11 @@ class Learner:
                 place = torch.tensor(part, device=old.device), slice(0, batch.mask.shape[1])
                 known = None if reference is None else reference[place]
                 with checkpointed(self.settings.checkpointing, self.policy.model):
-                    sums += self._backward(batch, advantages[place], old[place], known, count)
+                    before = None if first else old[place]
+                    part_sums, logprob = self._backward(batch, advantages[place], before, known, count)
+                sums += part_sums
+                if first:
+                    old[place] = logprob
                 columns, filled = columns + batch.ids.numel(), filled + batch.filled
             return sums, 1 - filled / columns
 
@@ -181,12 +188,16 @@ class Learner:
         }
 
     def _backward(
-        self, batch: scoring.Batch, advantage: Tensor, old: Tensor, reference: Tensor | None, count: int
-    ) -> Tensor:
-        """Add the gradient of a micro-batch; returns its part of loss and KL, and how many ratios were clipped: [3]."""
+        self, batch: scoring.Batch, advantage: Tensor, old: Tensor | None, reference: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a micro-batch; `old` is None where this is the old policy.
+
+        Returns its part of loss and KL, and how many ratios were clipped, [3]; and the log-probabilities [N, T].
+        """
         settings, mask = self.settings, batch.mask
         components, hard = scoring.component_logprobs(self.policy, batch, settings.temperature)
         logprob = scoring.logprob(components, hard, batch, settings.latent_settings, advantage)
+        old = logprob.detach() if old is None else old
         loss = objective.ppo_loss(logprob, old, advantage, mask, settings.clip, settings.dual_clip, count)
         kl = torch.zeros_like(loss)
         if reference is not None:
@@ -197,4 +208,4 @@ class Learner:
         loss.backward()
         ratio = (logprob.detach() - old).exp()
         clipped = (((ratio - 1).abs() > settings.clip) & mask).sum()
-        return torch.stack([loss.detach().double(), kl.detach().double(), clipped.double()])
+        return torch.stack([loss.detach().double(), kl.detach().double(), clipped.double()]), logprob.detach()

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-import torch
-
 from lgrpo.decode import TextSettings
 from lgrpo.errors import UserError
 from lgrpo.superposition import LatentSettings
@@ -164,7 +162,6 @@ def train_settings(
     recipe: Setting,
     *,
     k: int,
-    device: str,
     seed: int = 0,
     explicit: bool = False,
     without: Iterable[str] = (),
@@ -179,8 +176,7 @@ def train_settings(
     table["seed"] = (seed, "default" if seed == 0 else "you set it")
     table["explicit"] = (explicit, "you set it" if explicit else "the chain is latent")
     table["k"] = (k, "from the checkpoint")
-    cuda = torch.device(device).type == "cuda"
-    table["slots"] = (512, "keeps a GPU busy") if cuda else (256, "fills two cores")
+    table["slots"] = (512, "the rollouts of a whole batch")
     table["micro_tokens"] = (4096, "keeps the device busy")
     table["keep_cache"] = (True, "there is memory enough")
     table["checkpointing"] = (False, "there is memory enough")

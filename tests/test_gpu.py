@@ -58,7 +58,7 @@ def test_a_bf16_update_moves_the_weights_and_starts_at_ratio_one() -> None:
     policy = on_gpu(torch.bfloat16)
     rollouts = Engine(policy, LATENTS, TEXTS, LIMIT, 16).generate(requests())
     groups = [Group(Problem("p", "1"), rollouts[at : at + 8], [1.0, 0.0] * 4) for at in (0, 8)]
-    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", mask_invalid=False)
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, mask_invalid=False)
     before = [parameter.detach().clone() for parameter in policy.trainable()]
     numbers = Learner(policy, replace(settings, lr=1e-2)).learn(groups)
     assert numbers["clip_fraction"] == 0.0
@@ -68,7 +68,7 @@ def test_a_bf16_update_moves_the_weights_and_starts_at_ratio_one() -> None:
 
 def test_the_worst_case_is_measured_and_leaves_no_trace() -> None:
     policy = on_gpu(torch.bfloat16)
-    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", kl=0.1, slots=16)
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, kl=0.1, slots=16)
     settings, rows = memory.settle(policy, settings, [], {"slots"})
     engine, learner = Engine(policy, LATENTS, TEXTS, settings.max_response, settings.slots), Learner(policy, settings)
     tried = trial(policy, engine, learner, settings)
@@ -84,7 +84,7 @@ def test_a_kl_to_weights_on_the_host_starts_at_zero(checkpointing: bool) -> None
     policy = on_gpu(torch.bfloat16)
     rollouts = Engine(policy, LATENTS, TEXTS, LIMIT, 16).generate(requests())
     groups = [Group(Problem("p", "1"), rollouts[at : at + 8], [1.0, 0.0] * 4) for at in (0, 8)]
-    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, device="cuda", mask_invalid=False, kl=0.1)
+    settings, _ = train_settings(Setting("recipe", "low", ""), k=LATENTS.k, mask_invalid=False, kl=0.1)
     learner = Learner(policy, replace(settings, lr=1e-2, checkpointing=checkpointing))
     assert learner.initial is not None
     assert all(kept.is_pinned() for kept in learner.initial.kept)

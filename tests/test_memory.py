@@ -20,8 +20,8 @@ SMALL = Shape(
 )  # fmt: skip
 
 
-def settings(recipe: str = "tiny", device: str = "cpu", **changes: Any) -> TrainSettings:
-    made, _ = train_settings(Setting("recipe", recipe, ""), k=10, device=device)
+def settings(recipe: str = "tiny", **changes: Any) -> TrainSettings:
+    made, _ = train_settings(Setting("recipe", recipe, ""), k=10)
     return replace(made, **changes)
 
 
@@ -102,27 +102,27 @@ def test_shapes_by_hand(one_b: Shape, seven_b: Shape) -> None:
 
 def test_low_at_1b_takes_at_most_20_gb_whatever_is_free(one_b: Shape) -> None:
     for free in (20e9, 24e9, 80e9, 140e9):
-        chosen = fit(one_b, settings("low", "cuda"), free)
+        chosen = fit(one_b, settings("low"), free)
         needed = use(one_b, chosen)
         assert max(needed.update, needed.rollouts) <= 20e9
         assert (chosen.micro_tokens, chosen.checkpointing, chosen.slots) == (4096, False, 512)
-    assert fit(one_b, settings("low", "cuda"), 15e9).checkpointing
+    assert fit(one_b, settings("low"), 15e9).checkpointing
 
 
 def test_high_at_7b_fits_80_gb_with_its_kl(seven_b: Shape) -> None:
-    chosen = fit(seven_b, settings("high", "cuda"), 80e9)
+    chosen = fit(seven_b, settings("high"), 80e9)
     needed = use(seven_b, chosen)
     assert chosen.kl > 0
     assert (chosen.micro_tokens, chosen.checkpointing) == (4096, True)
     assert 64 <= chosen.slots < 512
     assert max(needed.update, needed.rollouts) <= 80e9
     assert needed.weights + needed.exact + needed.states + needed.gradients == pytest.approx(54.6e9, rel=0.01)
-    assert not fit(seven_b, settings("high", "cuda"), 140e9).checkpointing
+    assert not fit(seven_b, settings("high"), 140e9).checkpointing
 
 
 def test_less_room_is_met_step_by_step(one_b: Shape) -> None:
     """Checkpointing first, for it costs less than an idle device; then smaller micro-batches and fewer rollouts."""
-    found = [fit(one_b, settings("low", "cuda"), free) for free in (17.6e9, 15e9, 9.5e9, 9.12e9)]
+    found = [fit(one_b, settings("low"), free) for free in (17.6e9, 15e9, 9.5e9, 9.12e9)]
     assert [(one.micro_tokens, one.checkpointing) for one in found] == [
         (4096, False), (4096, True), (2048, True), (1024, True),
     ]  # fmt: skip
@@ -133,31 +133,31 @@ def test_less_room_is_met_step_by_step(one_b: Shape) -> None:
 
 
 def test_what_the_user_set_stays(one_b: Shape) -> None:
-    low = settings("low", "cuda", micro_tokens=3000, slots=9)
+    low = settings("low", micro_tokens=3000, slots=9)
     chosen = fit(one_b, low, 12e9, {"micro_tokens", "slots"})
     assert (chosen.micro_tokens, chosen.slots, chosen.checkpointing) == (3000, 9, True)
-    forced = fit(one_b, settings("low", "cuda", checkpointing=True), 140e9, {"checkpointing"})
+    forced = fit(one_b, settings("low", checkpointing=True), 140e9, {"checkpointing"})
     assert forced.checkpointing
-    unforced = fit(one_b, settings("low", "cuda", checkpointing=False), 12e9, {"checkpointing"})
+    unforced = fit(one_b, settings("low", checkpointing=False), 12e9, {"checkpointing"})
     assert (unforced.checkpointing, unforced.micro_tokens) == (False, 1024)
 
 
 def test_when_nothing_fits_one_line_says_what_would(one_b: Shape, seven_b: Shape) -> None:
     with pytest.raises(UserError, match=r"8\.\d GB of memory .* 6\.0 GB are free; take a smaller model") as error:
-        fit(one_b, settings("low", "cuda"), 6e9)
+        fit(one_b, settings("low"), 6e9)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"free; --set max_response=\d+ would fit") as error:
-        fit(seven_b, settings("high", "cuda", max_response=100_000), 72e9)
+        fit(seven_b, settings("high", max_response=100_000), 72e9)
     shorter = int(str(error.value).split("max_response=")[1].split()[0])
-    fit(seven_b, settings("high", "cuda", max_response=shorter), 72e9)
+    fit(seven_b, settings("high", max_response=shorter), 72e9)
 
 
 def test_the_embedded_model_keeps_its_settings_on_an_ordinary_machine() -> None:
     policy = session.load(None, "cpu")
-    _, rows = train_settings(Setting("recipe", "tiny", "by hand"), k=10, device="cpu")
+    _, rows = train_settings(Setting("recipe", "tiny", "by hand"), k=10)
     chosen = fit(shape_of(policy), settings(), 4e9)
     assert chosen == settings()
-    assert (chosen.micro_tokens, chosen.slots, chosen.checkpointing) == (4096, 256, False)
+    assert (chosen.micro_tokens, chosen.slots, chosen.checkpointing) == (4096, 512, False)
     assert fit(shape_of(policy), settings(), None) == settings()
     shown = plan_rows(shape_of(policy), chosen, 4e9, rows)
     assert shown[: len(rows)] == rows
@@ -165,7 +165,7 @@ def test_the_embedded_model_keeps_its_settings_on_an_ordinary_machine() -> None:
 
 
 def test_the_plan_says_what_was_derived(seven_b: Shape) -> None:
-    made, rows = train_settings(Setting("recipe", "high", ""), k=10, device="cuda")
+    made, rows = train_settings(Setting("recipe", "high", ""), k=10)
     shown = {row.name: row for row in plan_rows(seven_b, fit(seven_b, made, 80e9), 80e9, rows)}
     assert shown["checkpointing"].value is True
     assert all(shown[name].reason.startswith("derived from the memory") for name in ("checkpointing", "slots"))

@@ -25,7 +25,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def settled(recipe: str, **chosen: Any) -> tuple[Any, dict[str, Setting]]:
-    settings, rows = train_settings(Setting("recipe", recipe, ""), k=10, device="cpu", **chosen)
+    settings, rows = train_settings(Setting("recipe", recipe, ""), k=10, **chosen)
     return settings, {row.name: row for row in rows}
 
 

@@ -37,7 +37,7 @@ class Parity:
 
 
 def settings(**changes: object) -> TrainSettings:
-    base, _ = train_settings(Setting("recipe", "tiny", ""), k=4, device="cpu", group=4)
+    base, _ = train_settings(Setting("recipe", "tiny", ""), k=4, group=4)
     small = replace(base, batch=3, update_batch=2, steps=4, max_response=6, eval_every=2, draws=3, slots=16, lr=1e-3)
     small = replace(small, mask_invalid=False)  # an untrained chain never ends, and should teach all the same
     return replace(small, **changes)  # type: ignore[arg-type]
@@ -206,6 +206,6 @@ def test_a_checkpoint_is_asked_the_way_it_was_trained(tmp_path: Path) -> None:
     from lgrpo.ask import _engine_settings
 
     latest = run_to(tmp_path, 1, noise_scale=0.125)
-    asked = _engine_settings(Policy.load(latest), "cpu", None)
+    asked = _engine_settings(Policy.load(latest), None)
     assert (asked.max_response, asked.noise_scale) == (6, 0.125)
-    assert _engine_settings(Policy.load(latest), "cpu", 9).max_response == 9
+    assert _engine_settings(Policy.load(latest), 9).max_response == 9

@@ -20,7 +20,7 @@ from lgrpo.trial import fit_slots, trial
 
 
 def settings(**changes: Any) -> TrainSettings:
-    made, _ = train_settings(Setting("recipe", "tiny", ""), k=LATENTS.k, device="cpu")
+    made, _ = train_settings(Setting("recipe", "tiny", ""), k=LATENTS.k)
     return replace(made, **{"max_prompt": 40, "max_response": 20, "micro_tokens": 512, "batch": 2, **changes})
 
 
