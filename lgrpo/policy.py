@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lgrpo import attention
 from lgrpo.cache import SlotCache
 from lgrpo.errors import UserError
+from lgrpo.lean import LeanDecoder
 
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
@@ -60,6 +61,7 @@ class Policy:
                 "use the tokenizer this model was trained with"
             )
         self.shares_prompts = attention.install(model)
+        self.lean = LeanDecoder.of(model) if self.shares_prompts else None
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     @classmethod
@@ -156,9 +158,12 @@ class Policy:
         for packed sequences and cuts attention.
         """
         keys = positions if key_positions is None else key_positions
+        mask = self._mask(allowed, positions, keys, embeds.dtype)
+        if isinstance(cache, SlotCache) and self.lean is not None and isinstance(mask, Tensor):
+            return self.lean(embeds, positions, mask, cache)
         output = self.model.base_model(
             inputs_embeds=embeds,
-            attention_mask=self._mask(allowed, positions, keys, embeds.dtype),
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,

@@ -13,6 +13,7 @@ from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
 from lgrpo import decode, noise
 from lgrpo.engine import GRAPHED, Engine, Pace
+from lgrpo.lean import LeanDecoder
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request, Rollout
 from lgrpo.slots import Arrival, Size, Slots
@@ -88,6 +89,31 @@ def waiting_rows(policy: Policy) -> Slots:
     slots.expect({prompt(9): 4})
     slots.admit(deque(Arrival(number, request, 0) for number, request in enumerate(requests)), at_once=1)
     return slots
+
+
+LEAN = {"llama", "smollm", "qwen2", "qwen3", "mistral"}
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_lean_steps_equal_the_models_own(architecture: str) -> None:
+    """The tests above run lean steps where there are such; here both are run."""
+    policy, requests = models.policy(architecture), mixed_requests()
+    used = policy.lean is not None and "sliding" not in architecture  # a window in some layers: the model's own steps
+    assert used == (architecture in LEAN)
+    lean = engine(policy).generate(requests)
+    policy.lean = None
+    assert_same(engine(policy).generate(requests), lean, 1e-9)
+
+
+def test_a_model_with_other_layers_takes_its_own_steps() -> None:
+    policy = models.policy()
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    policy.model.model.layers[0].mlp.up_proj = Adapter(4, 4)
+    assert LeanDecoder.of(policy.model) is None
 
 
 def test_a_paused_step_changes_nothing_that_a_row_will_see() -> None:
