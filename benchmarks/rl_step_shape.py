@@ -18,7 +18,7 @@ import shapes
 import side_by_side
 import torch
 
-from lgrpo import noise, plan
+from lgrpo import memory, noise, plan
 from lgrpo.groups import Group
 from lgrpo.learner import Learner
 from lgrpo.problems import Problem
@@ -34,11 +34,12 @@ def random_shape(
     policy = shapes.endless(shapes.random_policy(shape, device))
     recipe = plan.Setting("recipe", shape.recipe, "its batch")
     chosen = {
-        "batch": shape.groups, "group": shape.group, "max_response": shape.response,
+        "batch": shape.groups, "group": shape.group, "max_prompt": shape.prompt, "max_response": shape.response,
         "slots": shape.groups * shape.group,
         "mask_invalid": False,  # masking would leave no advantage: every response is cut off
     }  # fmt: skip
     settings, _ = plan.train_settings(recipe, k=10, **chosen)
+    settings = memory.fit(memory.shape_of(policy), settings, shape.room)
     learner = Learner(policy, settings)
     engine = side_by_side.engine_of(policy, settings)
     prompts = shapes.random_prompts(shape)
@@ -56,6 +57,8 @@ def random_shape(
             rollout_gb = _peak(device)
             cut = [rollouts[at : at + shape.group] for at in range(0, len(rollouts), shape.group)]
             groups = [Group(Problem(str(n), "0"), part, rewards) for n, part in enumerate(cut)]
+            if not settings.keep_cache:
+                engine.release()
             _reset_peak(device)
             _, updating = side_by_side.timed(device, lambda: learner.learn(groups))
             return {
@@ -68,16 +71,25 @@ def random_shape(
     runs = side_by_side.alternately({"latent": side_of(True), "explicit": side_of(False)}, repeats, warm)
     _, operations, source = shapes.peaks(device, policy.dtype)
     needed = shapes.update_operations(policy, shape)
+    # The first optimiser step of a batch gives its old log-probabilities itself; the others are scored before.
+    steps_taken = -(-settings.batch // settings.update_batch)
+    with_old = 1 + (steps_taken - 1) / (3 * steps_taken)
     lines, found = [], {}
     for side, steps in runs.items():
         middle = {key: median(step[key] for step in steps) for key in steps[0] if not key.endswith("_gb")}
         mfu = needed / middle["update_s"] / operations
         spread = side_by_side.Spread.of([step["s"] for step in steps])
-        memory = {key: max(step[key] for step in steps) for key in ("rollout_gb", "update_gb")}
-        found[side] = {**middle, **memory, "step_s": spread.as_json(), "mfu": mfu, "mfu_with_old_policy": mfu * 4 / 3}
+        most = {key: max(step[key] for step in steps) for key in ("rollout_gb", "update_gb")}
+        found[side] = {
+            **middle,
+            **most,
+            "step_s": spread.as_json(),
+            "mfu": mfu,
+            "mfu_with_old_policy": mfu * with_old,
+        }
         seconds = spread.text(2), f"{middle['rollout_s']:.2f}", f"{middle['update_s']:.2f}"
-        cells = [f"{value:.1f}" for value in memory.values()]
-        lines.append([side, *seconds, f"{mfu:.1%}", f"{mfu * 4 / 3:.1%}", *cells])
+        cells = [f"{value:.1f}" for value in most.values()]
+        lines.append([side, *seconds, f"{mfu:.1%}", f"{mfu * with_old:.1%}", *cells])
     rows = len(prompts) * shape.group
     print(f"{name}: {policy.parameters / 1e6:,.0f} M random weights, {policy.dtype}, {rows} rows, {shape.prompt} +")
     print(f"{shape.response} positions; peak {operations / 1e12:,.1f} TFLOP/s ({source})")

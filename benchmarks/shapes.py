@@ -30,13 +30,14 @@ class Shape:
     prompt: int  # positions
     response: int
     recipe: str
+    room: float  # bytes it is to get by with
     tied: bool = True  # the head is the embedding table
 
 
 SHAPES = {
-    "tiny-random": Shape(1024, 64, 128, 2, 4, 2, 4, 4, 24, 16, "low"),
-    "llama-3.2-1b": Shape(128_256, 2048, 8192, 16, 32, 8, 64, 8, 192, 128, "low"),
-    "qwen2.5-7b": Shape(152_064, 3584, 18_944, 28, 28, 4, 32, 8, 1024, 4096, "high", tied=False),
+    "tiny-random": Shape(1024, 64, 128, 2, 4, 2, 4, 4, 24, 16, "low", 4e9),
+    "llama-3.2-1b": Shape(128_256, 2048, 8192, 16, 32, 8, 64, 8, 192, 128, "low", 20e9),
+    "qwen2.5-7b": Shape(152_064, 3584, 18_944, 28, 28, 4, 32, 8, 1024, 4096, "high", 80e9, tied=False),
 }
 # Bytes a second of the memory and dense bf16 operations a second, by data sheet.
 PEAKS = {

@@ -11,6 +11,7 @@ On a GPU steps are CUDA graphs and rows are looked at every few of them; elsewhe
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -114,11 +115,13 @@ class Engine:
         for number, request in enumerate(requests):
             if number not in rollouts:
                 groups.setdefault(request.prompt, []).append((number, request))
+        on_gpu = self.policy.device.type == "cuda"
         try:
-            for number, rollout in self._run(groups):
-                rollouts[number] = rollout
-                if on_finish:
-                    on_finish(number, rollout)
+            with torch.cuda.device(self.policy.device) if on_gpu else nullcontext():  # graphs are the current device's
+                for number, rollout in self._run(groups):
+                    rollouts[number] = rollout
+                    if on_finish:
+                        on_finish(number, rollout)
         except torch.OutOfMemoryError:
             if self.slots == 1:
                 raise

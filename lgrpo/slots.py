@@ -250,8 +250,10 @@ class Slots:
     def take(self, done: Sequence[int]) -> list[tuple[int, Rollout]]:
         """Rollouts of these slots, which become free, with the numbers of their requests."""
         slots = torch.tensor(done, device=self.policy.device)
-        kept = (self.tokens, self.indices, self.scores, self.logprob, self.steps, self.ended, self.broken)
-        tokens, indices, scores, logprob, steps, ended, broken = (tensor[slots].cpu() for tensor in kept)
+        steps, ended, broken = (tensor[slots].cpu() for tensor in (self.steps, self.ended, self.broken))
+        part = slice(0, int(steps.max()))
+        record = (self.tokens, self.indices, self.scores, self.logprob)
+        tokens, indices, scores, logprob = (tensor[slots, part].cpu() for tensor in record)
         if bool(broken.any()):
             self.cache.wipe(slots[broken.to(slots.device)])
         self.group[slots], self.place[slots] = self.size.prompts, 0
