@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import console, memory, plan, session
+from lgrpo import console, init_memory, memory, plan, session
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
@@ -74,6 +74,7 @@ def init(asked: InitOptions) -> Path:
     )  # fmt: skip
     if settings.k > (tokens := len(policy.tokenizer)):
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
+    settings, rows = init_memory.settle(policy, settings, rows, given)
     problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
     problems, without_chain = need_chain(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)

@@ -113,15 +113,12 @@ def use(shape: Shape, settings: TrainSettings) -> Use:
     longest = settings.max_prompt + settings.max_response
     positions = max(settings.micro_tokens, longest)  # a row is never cut
     item, width = shape.itemsize, max(longest, min(1024, settings.micro_tokens))
-    layer = shape.kept + shape.square * width
-    kept = layer + shape.layers * shape.hidden * item if settings.checkpointing else layer * shape.layers
-    at_work = item * (2 * shape.inner + 4 * shape.hidden)  # gradients on their way through a layer
-    activations = positions * (kept + at_work) + item * shape.largest
+    at_work = activations(shape, positions, width, settings.checkpointing)
     cache = shape.column * max(
         _columns(settings, settings.batch, settings.group), _columns(settings, settings.held_out, 1)
     )
     rows = min(settings.slots, max(settings.batch * settings.group, settings.held_out))
-    logits = LOGIT * min(chunks.LOGITS_PER_CHUNK, positions * shape.vocabulary)
+    head = logits(shape, positions)
     prefill = PREFILL * (item * (3 * shape.inner + 8 * shape.hidden) + shape.column)
     moving = 8 * shape.largest  # when the activations are gone
     return Use(
@@ -129,12 +126,25 @@ def use(shape: Shape, settings: TrainSettings) -> Use:
         exact=(2 if item == 2 else 0) * shape.trained,
         states=STATE * shape.trained,
         gradients=item * shape.trained,
-        activations=max(activations, moving - logits),
-        logits=logits,
+        activations=max(at_work, moving - head),
+        logits=head,
         kept_cache=cache if settings.keep_cache else 0,
         cache=cache,
         decoding=max(rows * shape.vocabulary * DRAWN, prefill),
     )
+
+
+def activations(shape: Shape, positions: int, width: int, checkpointing: bool) -> float:
+    """Bytes that a micro-batch of `positions`, in rows of `width`, keeps for its backward pass."""
+    layer = shape.kept + shape.square * width
+    kept = layer + shape.layers * shape.hidden * shape.itemsize if checkpointing else layer * shape.layers
+    at_work = shape.itemsize * (2 * shape.inner + 4 * shape.hidden)  # gradients on their way through a layer
+    return positions * (kept + at_work) + shape.itemsize * shape.largest
+
+
+def logits(shape: Shape, positions: int) -> float:
+    """Bytes of a chunk of the output head's with its gradient."""
+    return LOGIT * min(chunks.LOGITS_PER_CHUNK, positions * shape.vocabulary)
 
 
 def _columns(settings: TrainSettings, prompts: int, group: int) -> int:
@@ -174,7 +184,8 @@ def fit(shape: Shape, settings: TrainSettings, room: float | None, chosen: Colle
 def _remedy(shape: Shape, least: TrainSettings, room: float) -> str:
     """What would fit where not even `least` does."""
     needed = use(shape, least)
-    text = f"{_gb(max(needed.update, needed.rollouts))} of memory are needed at least and {_gb(room)} are free; "
+    most = gigabytes(max(needed.update, needed.rollouts))
+    text = f"{most} of memory are needed at least and {gigabytes(room)} are free; "
     response = least.max_response // 2
     while response:
         shorter = use(shape, replace(least, max_response=response))
@@ -199,7 +210,7 @@ def plan_rows(shape: Shape, settings: TrainSettings, room: float | None, rows: S
             row = Setting(row.name, value, f"derived from the memory: {_WHY.get(row.name, 'the most that fits')}")
         out.append(row)
     needed = use(shape, settings)
-    limit = "no bound known" if room is None else f"of {_gb(room)} that are free"
+    limit = "no bound known" if room is None else f"of {gigabytes(room)} that are free"
     half = "bfloat16" if shape.itemsize == 2 else f"{8 * shape.itemsize} bits"
     how = "checkpointed" if settings.checkpointing else "not checkpointed"
     reasons = {
@@ -215,10 +226,12 @@ def plan_rows(shape: Shape, settings: TrainSettings, room: float | None, rows: S
     }
     sizes = {name: getattr(needed, name) for name in reasons}
     out += [
-        Setting(f"memory: {name.replace('_', ' ')}", _gb(size), reasons[name]) for name, size in sizes.items() if size
+        Setting(f"memory: {name.replace('_', ' ')}", gigabytes(size), reasons[name])
+        for name, size in sizes.items()
+        if size
     ]
-    out.append(Setting("memory: update", _gb(needed.update), f"weights to logits; {limit}"))
-    out.append(Setting("memory: rollouts", _gb(needed.rollouts), f"weights, states, cache; {limit}"))
+    out.append(Setting("memory: update", gigabytes(needed.update), f"weights to logits; {limit}"))
+    out.append(Setting("memory: rollouts", gigabytes(needed.rollouts), f"weights, states, cache; {limit}"))
     return out
 
 
@@ -245,7 +258,8 @@ def settle(
     return settings, plan_rows(shape, settings, room, rows)
 
 
-def _gb(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """For people: megabytes where it is less than a tenth of one, terabytes where it is more."""
     for unit, name in ((1e12, "TB"), (1e9, "GB")):
         if size >= 0.1 * unit:
             return f"{size / unit:.1f} {name}"

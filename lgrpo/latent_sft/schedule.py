@@ -4,10 +4,7 @@ The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage
 eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
 and train all weights but the embeddings. What was measured for `tiny` stands beside each value.
 
-Memory, all weights trained (bfloat16, the 16 bits it lacks, a gradient and 8-bit states): 8 bytes a parameter for each
-model that is trained, 2 for one that is not, and activations. 1.2 B parameters: 20 GB for the joint step, 10 GB for
-stage 2. 7.6 B parameters: 76 GB for one model while the other rests; both would take 122, so `high` leaves the joint
-step out.
+What they need of a device's memory, and what changes where it is short: init_memory.py.
 """
 
 from dataclasses import dataclass, fields
@@ -126,7 +123,7 @@ _RECIPES: dict[str, dict[str, tuple[Any, str]]] = {
         "warm_up_steps": (300, "a warm start in place of most of ten epochs"),
         "encoder_steps": (1000, "32,000 examples; published: 10 epochs"),
         "decoder_steps": (1000, "32,000 examples; published: 10 epochs"),
-        "joint_steps": (0, "two models of this size cannot be trained on one GPU"),
+        "joint_steps": (0, "two models of this size cannot be trained together on one GPU"),
         "walk_steps": (4000, "128,000 examples; published: 70 epochs"),
         "warm_up_lr": (1e-5, "all weights are trained, not LoRA's"),
         "encoder_lr": (1e-5, "published 1e-4 is for LoRA"),
