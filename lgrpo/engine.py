@@ -21,9 +21,9 @@ from lgrpo.cache import columns_that_fit
 from lgrpo.decode import TextSettings
 from lgrpo.graphs import Graphs
 from lgrpo.policy import Policy
-from lgrpo.prefill import Prompt
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Arrival, Size, Slots
+from lgrpo.seats import Arrival, Prompt, Size
+from lgrpo.slots import Slots
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 13  # prompt positions that go through the model at a time: more would not be faster, and need memory

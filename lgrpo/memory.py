@@ -18,7 +18,7 @@ from lgrpo.engine import PREFILL
 from lgrpo.errors import UserError
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
-from lgrpo.slots import Size
+from lgrpo.seats import Size
 
 SPARE = 0.9  # share of a GPU's free memory that is planned with: the rest is lost between blocks
 ENOUGH = 4096  # positions that keep a device busy: below them checkpointing is the better way to save memory

@@ -7,8 +7,6 @@ advancing until somebody looks.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,59 +15,10 @@ from lgrpo import decode, superposition
 from lgrpo.cache import SlotCache
 from lgrpo.decode import TextSettings
 from lgrpo.policy import Policy
-from lgrpo.prefill import Prompt, Shelf, prefill
-from lgrpo.rollout import LATENT, Request, Rollout
+from lgrpo.prefill import prefill
+from lgrpo.rollout import LATENT, Rollout
+from lgrpo.seats import Arrival, Owner, Prompt, Shelf, Size
 from lgrpo.superposition import LatentSettings
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a call of the engine needs room for."""
-
-    slots: int  # rows in flight, S
-    prompts: int  # different prompts among them, P
-    members: int  # rows of one prompt, M
-    longest_prompt: int  # positions
-
-    @classmethod
-    def of(cls, slots: int, rows: int, prompts: int, most: int, longest_prompt: int) -> "Size":
-        """For `slots` of `rows` rollouts in all, of so many prompts, `most` of one.
-
-        Prompts are held for half as many rows again: some rows of a group end late.
-        """
-        slots = min(slots, rows)
-        held = min(prompts, -(-3 * slots * prompts // (2 * rows)) + 1)
-        return cls(slots, held, min(slots, most, max(1, 4 * slots // held)), longest_prompt)
-
-    def columns(self, max_response: int) -> int:
-        """Columns of keys and values."""
-        return (self.prompts + 1) * self.longest_prompt + self.slots * (max_response + 1)
-
-    def fits(self, other: "Size") -> bool:
-        """Whether buffers of this size serve where `other` is needed."""
-        return (
-            self.slots >= other.slots
-            and self.prompts >= other.prompts
-            and self.members >= other.members
-            and self.longest_prompt >= other.longest_prompt
-        )
-
-
-class Arrival(NamedTuple):
-    """A request that waits for a slot."""
-
-    number: int
-    request: Request
-    prompt: int  # its number, see Shelf
-
-
-class Owner(NamedTuple):
-    """Whose rollout a slot makes."""
-
-    number: int  # of the request
-    request: Request
-    prompt_slot: int
-    place: int
 
 
 class Slots:

@@ -16,7 +16,8 @@ from lgrpo.engine import GRAPHED, Engine, Pace
 from lgrpo.lean import LeanDecoder
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request, Rollout
-from lgrpo.slots import Arrival, Size, Slots
+from lgrpo.seats import Arrival, Size
+from lgrpo.slots import Slots
 
 STATIC = Pace(look=3, halvings=2, columns=8)
 
