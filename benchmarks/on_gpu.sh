@@ -7,15 +7,15 @@ out=${1:-gpu}
 mkdir -p "$out"
 failed=0
 
-run() { # run NAME COMMAND...
-    printf '\n== %s\n' "${*:2}"
-    timeout 150 "${@:2}" 2>&1 | tee "$out/$1.txt" || failed=1
+run() { # run NAME SECONDS COMMAND...
+    printf '\n== %s\n' "${*:3}"
+    timeout "$2" "${@:3}" 2>&1 | tee "$out/$1.txt" || failed=1
 }
 
 nvidia-smi | tee "$out/machine.txt"
-run tests python -m pytest -q -m gpu
-run rollouts python benchmarks/rollouts.py --device cuda --shape llama-3.2-1b
-run step-low-1b python benchmarks/rl_step.py --device cuda --shape llama-3.2-1b
-run step-high-7b python benchmarks/rl_step.py --device cuda --shape qwen2.5-7b --groups 2 --cold --repeats 1
-run logits-memory python benchmarks/logits_memory.py --device cuda
+run tests 100 python -m pytest -q -m gpu
+run rollouts 100 python benchmarks/rollouts.py --device cuda --shape llama-3.2-1b
+run step-low-1b 80 python benchmarks/rl_step.py --device cuda --shape llama-3.2-1b
+run step-high-7b 120 python benchmarks/rl_step.py --device cuda --shape qwen2.5-7b --groups 2 --response 1024 --cold --repeats 1
+run logits-memory 60 python benchmarks/logits_memory.py --device cuda
 exit "$failed"

@@ -37,14 +37,14 @@ import torch
 from torch.nn.modules import module as hooks
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lgrpo import cache, engine, noise, policy, superposition
+from lgrpo import cache, decode, engine, lean, noise, policy, prefill, slots, superposition
 
 MATMUL = {
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "einsum", "_addmm_activation",
     "mkldnn_linear", "_mkldnn_linear_pointwise", "mkl_linear",
 }  # fmt: skip
 ATTENTION = "aten::scaled_dot_product_attention"
-LGRPO = (engine, cache, superposition, noise, policy)
+LGRPO = (engine, slots, prefill, decode, lean, cache, superposition, noise, policy)
 RANGE = "in "  # what the names of our ranges begin with
 CLASSES = ("matmul", "attention", "other ops", "Python")
 

@@ -6,7 +6,7 @@ is the dearest case. Run by `rl_step.py --shape`.
 
 MFU counts the operations of forward and backward pass (shapes.update_operations) over the time of the update and the
 peak of bf16. The forward pass that scores the old policy is needed, too, and so is that of the initial policy where the
-recipe has a KL: `with old` adds the former, a third.
+recipe has a KL: `with old` adds the former, which the first optimiser step of a batch does not need.
 """
 
 from collections.abc import Callable
@@ -100,9 +100,10 @@ def random_shape(
 
 def _reset_peak(device: str) -> None:
     if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def _peak(device: str) -> float:
-    """Most memory that tensors took since the last reset, in GB; 0 where nobody counts."""
-    return torch.cuda.max_memory_allocated() / 1e9 if torch.device(device).type == "cuda" else 0.0
+    """Most memory reserved since the last reset, in GB: graphs hold what no tensor does. 0 where nobody counts."""
+    return torch.cuda.max_memory_reserved() / 1e9 if torch.device(device).type == "cuda" else 0.0

@@ -102,15 +102,17 @@ def peaks(device: str, dtype: torch.dtype) -> tuple[float, float, str]:
     return 2 * source.numel() * 4 / copying, 2 * len(square) ** 3 / multiplying, "measured here"
 
 
-def decode_step_bytes(policy: Policy, rows: int, prompt: int, response: int) -> float:
-    """What a decode step must read, on average over the response: all weights once, and each row's keys and values.
+def decode_step_bytes(policy: Policy, rows: int, prompts: int, prompt: int, response: int) -> float:
+    """What a decode step must read, on average over the response: all weights, and keys and values, once each.
+
+    `prompts`: how many a step reads: one a group where it is shared, else one a row.
 
     The head counts and looking up embeddings does not. Writing, logits and activations are left out.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
     if not policy.model.config.tie_word_embeddings:
         weights -= policy.embedding.weight.numel() * policy.embedding.weight.element_size()
-    return weights + rows * (prompt + response / 2) * bytes_per_column(policy.model)
+    return weights + (prompts * prompt + rows * response / 2) * bytes_per_column(policy.model)
 
 
 def update_operations(policy: Policy, shape: Shape) -> float:

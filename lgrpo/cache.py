@@ -133,7 +133,7 @@ class SlotCache(Cache):
             tensor[target, :, :width] = tensor[source, :, :width]
 
     def wipe(self, slots: Tensor) -> None:
-        """Forget slots that hold a NaN: masked out it would still reach the slot's next owner."""
+        """Forget the responses in these slots."""
         for tensor in (*self.keys, *self.values):
             tensor[slots] = 0
 

@@ -11,9 +11,10 @@ On a GPU steps are CUDA graphs and rows are looked at every few of them; elsewhe
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -61,6 +62,7 @@ class Engine:
         graphed = policy.device.type == "cuda" and os.environ.get("LGRPO_EAGER", "0") in ("", "0")
         self.pace = GRAPHED if graphed else EAGER
         self._state: Slots | None = None  # kept from call to call
+        self._serves: Size | None = None  # what was asked for when it was made: memory may have allowed less
         self._graphs: Graphs | None = None
 
     @torch.inference_mode()
@@ -75,8 +77,9 @@ class Engine:
         rollouts: dict[int, Rollout] = {}
         while len(rollouts) < len(requests):
             if not self._generate(requests, rollouts, on_finish):
+                allocated = self._state.size.slots if self._state else min(self.slots, len(requests) - len(rollouts))
                 self.release()
-                self.slots = max(1, min(self.slots, len(requests) - len(rollouts)) // 2)
+                self.slots = max(1, allocated // 2)
                 self.report(f"out of memory: {self.slots} rollouts at a time from now on")
         return [rollouts[number] for number in range(len(requests))]
 
@@ -89,18 +92,27 @@ class Engine:
         groups: dict[Prompt, int] = {}
         for request in requests:
             groups[request.prompt] = groups.get(request.prompt, 0) + 1
+        with self._on_device():
+            self._rehearse(requests, groups)
+
+    def _rehearse(self, requests: Sequence[Request], groups: dict[Prompt, int]) -> None:
         state = self._buffers(groups)
         numbers = {prompt: number for number, prompt in enumerate(groups)}
         at_once = max(1, PREFILL // state.size.longest_prompt)
         state.admit(deque(Arrival(0, request, numbers[request.prompt]) for request in requests), at_once)
         chains = any(request.latent for request in requests)
         for stuck in (True, False):
-            self._steps(state, self._rows(state), self.max_response - self.pace.look, chains, stuck)
+            self._steps(state, self._rows(state), max(0, self.max_response - self.pace.look), chains, stuck)
         state.expect({})
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Graphs are the current device's."""
+        device = self.policy.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def release(self) -> None:
         """Give back the memory of cache and graphs; the next call makes them anew."""
-        self._state = self._graphs = None
+        self._state = self._graphs = self._serves = None
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -115,9 +127,8 @@ class Engine:
         for number, request in enumerate(requests):
             if number not in rollouts:
                 groups.setdefault(request.prompt, []).append((number, request))
-        on_gpu = self.policy.device.type == "cuda"
         try:
-            with torch.cuda.device(self.policy.device) if on_gpu else nullcontext():  # graphs are the current device's
+            with self._on_device():
                 for number, rollout in self._run(groups):
                     rollouts[number] = rollout
                     if on_finish:
@@ -146,10 +157,12 @@ class Engine:
 
     def _buffers(self, groups: dict[Prompt, int]) -> Slots:
         """The buffers of the last call where they serve, else new ones; `groups`: rollouts of each prompt."""
-        rows, longest = sum(groups.values()), max(map(len, groups))
+        columns = self.pace.columns
+        rows, longest = sum(groups.values()), -(-max(map(len, groups)) // columns) * columns
         size = Size.of(self.slots, rows, len(groups), max(groups.values()), longest)
-        if self._state is None or not self._state.size.fits(size):
+        if self._state is None or self._serves is None or not self._serves.fits(size):
             self.release()
+            self._serves = size
             room = columns_that_fit(self.policy.model)
             while size.slots > 1 and size.columns(self.max_response) > room:
                 slots = size.slots - max(1, size.slots // 16)

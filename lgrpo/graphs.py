@@ -1,11 +1,12 @@
-"""Decode steps as CUDA graphs: a step's kernels are recorded once for each size and launched together ever after."""
+"""Decode steps as CUDA graphs: a step's kernels are recorded once for each size and launched together ever after.
+
+Two runs come before a capture, for libraries choose kernels and allocate their workspaces then.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-
-WARM_UP = 2  # runs before a capture: libraries choose kernels and allocate their workspaces then
 
 
 class Graphs:
@@ -32,18 +33,21 @@ class Graphs:
         self.captured[size].replay()
 
     def _capture(self, rows: int, width: int, chains: bool) -> torch.cuda.CUDAGraph:
-        state = self.pause()
+        state, stream, checks = self.pause(), torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
         try:
             side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(stream)
             with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self.step(rows, width, chains)
-            torch.cuda.current_stream().wait_stream(side)
+                self.step(rows, width, chains)
+                torch.cuda.set_sync_debug_mode("error")  # a step that waits for the device is refused here: a
+                self.step(rows, width, chains)  # capture that fails leaves more behind
+            stream.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):
                 self.step(rows, width, chains)
             self.pool = graph.pool()
         finally:
+            torch.cuda.set_sync_debug_mode(checks)
+            torch.cuda.set_stream(stream)  # a capture that fails may stay on its own
             self.resume(state)
         return graph

@@ -54,9 +54,9 @@ class Use:
     gradients: float
     activations: float  # of a micro-batch
     logits: float  # a chunk with its gradient
-    kept_cache: float  # what of the cache stays during updates
+    kept_cache: float  # cache and graphs, where they stay during updates
     cache: float  # of the rollouts in flight
-    decoding: float  # prefill or logits of a decode step
+    decoding: float  # prefill, and logits of a decode step
 
     @property
     def update(self) -> float:
@@ -119,6 +119,7 @@ def use(shape: Shape, settings: TrainSettings) -> Use:
     )
     rows = min(settings.slots, max(settings.batch * settings.group, settings.held_out))
     head = logits(shape, positions)
+    drawn = rows * shape.vocabulary * DRAWN  # a graph holds it, and lends it to nobody
     prefill = PREFILL * (item * (3 * shape.inner + 8 * shape.hidden) + shape.column)
     moving = 8 * shape.largest  # when the activations are gone
     return Use(
@@ -128,9 +129,9 @@ def use(shape: Shape, settings: TrainSettings) -> Use:
         gradients=item * shape.trained,
         activations=max(at_work, moving - head),
         logits=head,
-        kept_cache=cache if settings.keep_cache else 0,
+        kept_cache=cache + drawn if settings.keep_cache else 0,
         cache=cache,
-        decoding=max(rows * shape.vocabulary * DRAWN, prefill),
+        decoding=drawn + prefill,
     )
 
 
@@ -220,9 +221,9 @@ def plan_rows(shape: Shape, settings: TrainSettings, room: float | None, rows: S
         "gradients": "as the weights",
         "activations": f"micro-batch, {how}; measured {shape.kept / 1e3:,.1f} kB a position and layer",
         "logits": "a chunk with its gradient",
-        "kept_cache": "the cache during updates",
+        "kept_cache": "cache and graphs during updates",
         "cache": f"{settings.slots} rollouts of {settings.max_prompt} + {settings.max_response} positions",
-        "decoding": "prefill, or the logits of a decode step",
+        "decoding": "prefill, and the logits of a decode step",
     }
     sizes = {name: getattr(needed, name) for name in reasons}
     out += [

@@ -66,6 +66,8 @@ def collate(policy: Policy, rollouts: Sequence[Rollout], tau: float, columns: in
     rows = pack(rollouts, columns)
     lengths = [r.length for r in rollouts]
     width = max(len(rollouts[row[0]].prompt) + sum(lengths[n] - 1 for n in row) for row in rows)
+    if policy.device.type == "cuda":
+        width = -(-width // 8) * 8  # else each layer copies the mask to such a width, and keeps the copy
     longest, k = max(lengths), rollouts[0].indices.shape[-1]
     ids = torch.full((len(rows), width), policy.pad_id)
     segment = torch.full((len(rows), width), -1)

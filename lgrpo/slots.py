@@ -124,10 +124,13 @@ class Slots:
 
     def expect(self, groups: dict[Prompt, int]) -> None:
         """All slots are free, and so many requests of each prompt will come."""
+        if self.cache.keys:  # an interrupted call may have left something
+            self._wipe(torch.arange(self.size.slots, device=self.policy.device), self.broken)
+        for flags in (self.broken, self.waiting, self.active):
+            flags.zero_()
         self.owners = [None] * self.size.slots
         self.shelf = Shelf(self.size.prompts, self.size.members, groups)
         self.group[:], self.place[:] = self.size.prompts, 0  # a prompt slot that no prompt has
-        self.active.zero_()
 
     @property
     def occupied(self) -> int:
@@ -203,8 +206,7 @@ class Slots:
         part = slice(0, int(steps.max()))
         record = (self.tokens, self.indices, self.scores, self.logprob)
         tokens, indices, scores, logprob = (tensor[slots, part].cpu() for tensor in record)
-        if bool(broken.any()):
-            self.cache.wipe(slots[broken.to(slots.device)])
+        self._wipe(slots, self.broken[slots])
         self.group[slots], self.place[slots] = self.size.prompts, 0
         out = []
         for place, slot in enumerate(done):
@@ -224,6 +226,13 @@ class Slots:
             self.owners[slot] = None
             self.shelf.leave(owner.prompt_slot, owner.place)
         return out
+
+    def _wipe(self, slots: Tensor, broken: Tensor) -> None:
+        """Clean those of the slots whose rows came to a NaN: masked out it would still reach their next owners."""
+        spoilt = slots[broken | ~self.hidden[slots].isfinite().all(-1)]
+        if len(spoilt):
+            self.cache.wipe(spoilt)
+            self.hidden[spoilt] = 0
 
     def compact(self) -> None:
         """Move the last rows into the gaps, so that the rows in flight are the first ones."""

@@ -34,10 +34,11 @@ def trial(policy: Policy, engine: Engine, learner: Learner, settings: TrainSetti
     """
     cuda = policy.device.type == "cuda"
     if cuda:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(policy.device)
         fit_slots(policy, engine, settings)
     learner.rehearse(longest_rows(policy, settings))
-    peak = torch.cuda.max_memory_allocated(policy.device) if cuda else None
+    peak = torch.cuda.max_memory_reserved(policy.device) if cuda else None  # graphs hold what no tensor does
     torch.cuda.empty_cache()
     return Trial(engine.slots, learner.budget.positions, peak)
 
@@ -58,8 +59,11 @@ def fit_slots(policy: Policy, engine: Engine, settings: TrainSettings) -> None:
 
 
 def _roll_out(policy: Policy, engine: Engine, settings: TrainSettings) -> None:
-    """All slots at the end of the longest response, in groups and, as held-out problems are asked, one by one."""
-    for prompts, group in ((settings.batch, settings.group), (settings.held_out, 1)):
+    """All slots at the end of the longest response: one by one, as held-out problems are asked, and in groups.
+
+    The cache of the groups is the one that stands beside an update.
+    """
+    for prompts, group in ((settings.held_out, 1), (settings.batch, settings.group)):
         rows = min(engine.slots, prompts * group)
         asked = [_prompt(policy, settings.max_prompt, number) for number in range(-(-rows // group))]
         engine.rehearse(

@@ -220,6 +220,46 @@ def test_out_of_memory_halves_the_rows_and_changes_no_rollout(monkeypatch: pytes
     assert len(said) == 2  # it remembers
 
 
+def test_rows_that_memory_had_no_room_for_do_not_cost_new_buffers_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, requests = models.policy(), mixed_requests()
+    monkeypatch.setattr("lgrpo.engine.columns_that_fit", lambda model: 120)
+    small = engine(policy)
+    rollouts = small.generate(requests)
+    state = small._state
+    assert state is not None
+    assert state.size.slots < len(requests)
+    assert_same(small.generate(requests), rollouts, 1e-6)
+    assert small._state is state
+    assert_same(rollouts, engine(policy, slots=1).generate(requests), 1e-6)
+
+
+def test_running_out_of_memory_late_does_not_make_the_next_batch_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the rows there was room for, not of those that were left."""
+    policy = models.policy()
+    requests = [Request(prompt(9), noise.row_key(0, 0, n)) for n in range(16)]
+    late, step, calls = engine(policy, slots=16), Slots.step, [0]
+
+    def fail_once(self: Slots, rows: int, *args: Any, **rest: Any) -> None:
+        calls[0] += rows < 16
+        if calls[0] == 1:
+            raise torch.OutOfMemoryError("injected")
+        step(self, rows, *args, **rest)
+
+    monkeypatch.setattr(Slots, "step", fail_once)
+    late.generate(requests)
+    assert calls[0] > 1
+    assert late.slots == 8
+
+
+@pytest.mark.parametrize("limit", [1, 2, 30])
+def test_a_rehearsal_leaves_nothing_behind(limit: int) -> None:
+    policy, requests = models.policy(), mixed_requests()
+    rehearsed = engine(policy, slots=5, limit=limit)
+    rehearsed.pace = GRAPHED
+    rehearsed.rehearse(requests)
+    assert_same(rehearsed.generate(requests), engine(policy, slots=5, limit=limit).generate(requests), 1e-6)
+
+
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = models.policy()
     short_of_memory(policy, 0, monkeypatch)
@@ -248,3 +288,23 @@ def test_logits_that_are_no_numbers_break_their_own_rollout_only(latent: bool) -
     assert not any(rollout.broken for rollout in rollouts[1:])
     poisonous.generate(poisoned)  # fills the slots with NaN, which the next call uses
     assert_same(poisonous.generate(requests), expected, 1e-6)
+
+
+def test_what_an_interrupted_call_left_in_the_slots_reaches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted before the rows that came to a NaN are taken out: they ran on over columns to come."""
+    policy, requests = models.policy(), mixed_requests(10)
+    poison, head = policy.embedding.weight, policy.head
+    with torch.no_grad():
+        poison[21] = torch.nan
+    policy.head = lambda hidden: head(hidden).index_fill(1, torch.tensor([21]), -1e4)  # type: ignore[method-assign]
+    spoilt, look = engine(policy, slots=3), Slots.look
+    spoilt.pace = STATIC
+
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Slots, "look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        spoilt.generate([Request((21, *prompt(20)), key) for key in range(3)])
+    monkeypatch.setattr(Slots, "look", look)
+    assert not any(rollout.broken for rollout in spoilt.generate(requests))
