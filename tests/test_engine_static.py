@@ -305,6 +305,8 @@ def test_what_an_interrupted_call_left_in_the_slots_reaches_nobody(monkeypatch: 
 
     monkeypatch.setattr(Slots, "look", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        spoilt.generate([Request((21, *prompt(20)), key) for key in range(3)])
+        spoilt.generate([*(Request((21, *prompt(20)), key) for key in range(3)), *requests])
+    state = spoilt._state
     monkeypatch.setattr(Slots, "look", look)
+    assert spoilt._state is state
     assert not any(rollout.broken for rollout in spoilt.generate(requests))
