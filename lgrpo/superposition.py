@@ -18,6 +18,7 @@ from lgrpo import noise
 
 NOISE_LOW, NOISE_HIGH = -1.5, 3.0  # clip of the Gumbel noise, in nats
 NOISE_WIDTH = NOISE_HIGH - NOISE_LOW
+LONGER = 1024  # tokens looked at next where the short list is not enough: flat steps need hundreds, hardly thousands
 WHOLE = 1 << 24  # log-probabilities looked at together where the short list is not enough: 128 MiB of noise
 
 
@@ -142,16 +143,17 @@ def complete(
     settings: LatentSettings,
     vocabulary: int,
 ) -> None:
-    """Choose again, in place, over the whole vocabulary where the short list is not proven.
+    """Choose again, in place, where the short list is not proven: from a longer one, then from the whole vocabulary.
 
     log_probs_of(rows int64 [n]) gives their log-probabilities [n, V]; it is asked for a few rows at a time.
     """
-    for rows in (~choice.proven).nonzero()[:, 0].split(max(1, WHOLE // vocabulary)):
-        values, tokens = log_probs_of(rows).sort(dim=-1, descending=True)
-        draw = noise.gumbel(keys[rows], steps[rows], tokens)
-        again = perturb(values, tokens, draw, noise_scale[rows], settings, vocabulary)
-        for kept, new in zip(choice, again, strict=True):
-            kept[rows] = new
+    for size in (min(LONGER, vocabulary), vocabulary):
+        for rows in (~choice.proven).nonzero()[:, 0].split(max(1, WHOLE // vocabulary)):
+            values, tokens = log_probs_of(rows).topk(size, dim=-1)
+            draw = noise.gumbel(keys[rows], steps[rows], tokens)
+            again = perturb(values, tokens, draw, noise_scale[rows], settings, vocabulary)
+            for kept, new in zip(choice, again, strict=True):
+                kept[rows] = new
 
 
 def weights_of(scores: Tensor, tau: float) -> Tensor:

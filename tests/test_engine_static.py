@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
-from lgrpo import decode, noise
+from lgrpo import decode, noise, superposition
 from lgrpo.engine import GRAPHED, Engine, Pace
 from lgrpo.lean import LeanDecoder
 from lgrpo.policy import Policy
@@ -66,6 +66,27 @@ def test_rows_that_need_the_whole_vocabulary_wait_for_it(pace: Pace, monkeypatch
     rollouts = static.generate(requests)
     assert {True, False} == set(wholes)
     assert_same(rollouts, engine(policy).generate(requests), 1e-9)
+
+
+@pytest.mark.usefixtures("_float64")
+def test_a_longer_list_comes_before_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens, then nine, then all: some rows stop at each."""
+    policy, requests = models.policy(), mixed_requests()
+    perturb, sizes = superposition.perturb, set()
+
+    def spy(values: torch.Tensor, *rest: Any) -> superposition.Choice:
+        sizes.add(values.shape[-1])
+        return perturb(values, *rest)
+
+    monkeypatch.setattr(superposition, "LONGER", 9)
+    monkeypatch.setattr(superposition, "perturb", spy)
+    settings = replace(LATENTS, shortlist=3)
+    # No explicit token is looked for beyond the first three either: top_k is 1.
+    texts = replace(TEXTS, top_k=1)
+    rollouts = Engine(policy, settings, texts, LIMIT, 5).generate([replace(one, temperature=0.0) for one in requests])
+    assert sizes == {3, 9, len(policy.embedding.weight)}
+    greedy = Engine(policy, replace(LATENTS, shortlist=24), texts, LIMIT, 5)
+    assert_same(rollouts, greedy.generate([replace(one, temperature=0.0) for one in requests]), 1e-9)
 
 
 def on_meta(policy: Policy) -> Policy:
