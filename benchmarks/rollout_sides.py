@@ -57,7 +57,7 @@ def generate(policy: Policy, settings: plan.TrainSettings, prompts: list[tuple[i
         top_k=settings.top_k,
         max_new_tokens=settings.max_response,
         pad_token_id=policy.pad_id,
-        eos_token_id=None if policy.end_id == shapes.NEVER else list(policy.eos_ids),
+        eos_token_id=None if policy.eos_ids == [shapes.NEVER] else list(policy.eos_ids),
     )
     ends = set(policy.eos_ids)
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import torch
 import transformers
 from side_by_side import timed
+from torch import Tensor
 
 from lgrpo import tiny
 from lgrpo.cache import bytes_per_column
 from lgrpo.policy import Card, Policy
 
 NEVER = -2  # no token has this id, and it is not lgrpo.rollout.LATENT
+LOWEST = -1e4  # a logit
 SHARPNESS = 12.0  # spread of the random logits: a trained model's nucleus holds a few tokens, not the whole vocabulary
 
 
@@ -73,7 +75,14 @@ def random_policy(shape: Shape, device: str) -> Policy:
 def endless(policy: Policy) -> Policy:
     """The same policy in whose responses nothing ends: no token ends the sequence, none the chain."""
     other = copy.copy(policy)
-    other.eos_ids, other.end_id = [NEVER], NEVER
+    other.eos_ids, other.end_id = [NEVER], len(policy.embedding.weight) - 1
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = policy.head(hidden)
+        logits[..., -1] = LOWEST  # what ends a chain never comes first
+        return logits
+
+    other.head = head  # type: ignore[method-assign]
     return other
 
 

@@ -62,7 +62,7 @@ def act(
     finite = normaliser.isfinite()
 
     def of_token(tokens: Tensor) -> Tensor:
-        return (logits.gather(1, tokens.clamp(min=0)[:, None]) / text.temperature)[:, 0] - normaliser
+        return (logits.gather(1, tokens[:, None]) / text.temperature)[:, 0] - normaliser
 
     draw = noise.gumbel(rows.keys, rows.steps, candidates)  # for a superposition or a token: a row needs one of them
     sampled = _sample(values, candidates, draw, rows.temperature, text)

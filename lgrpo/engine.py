@@ -20,7 +20,7 @@ import torch
 
 from lgrpo.cache import columns_that_fit
 from lgrpo.decode import TextSettings
-from lgrpo.graphs import Graphs
+from lgrpo.graphs import Graphs, NoGraphError
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request, Rollout
 from lgrpo.seats import Arrival, Prompt, Size
@@ -190,11 +190,9 @@ class Engine:
         try:
             for _ in range(pace.look):
                 self._static(state, rows, width, chains)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # an architecture that asks the device something in its forward pass
+        except NoGraphError as error:
             self.pace, self._graphs = EAGER, None
-            self.report(f"no CUDA graphs with this model ({str(error).splitlines()[0]}): its steps run one by one")
+            self.report(f"no CUDA graphs with this model ({error}): its steps run one by one")
 
     def _static(self, state: Slots, rows: int, width: int, chains: bool) -> None:
         """A step that waits for nothing: a graph on a GPU."""

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 
 
+class NoGraphError(Exception):
+    """The step cannot be captured: an architecture asks the device something in its forward pass, for instance."""
+
+
 class Graphs:
     """Captures `step(rows, width, chains)` for each combination it is asked for, and replays it.
 
     The step must change static tensors in place and wait for nothing. Between `pause`, before a capture, and `resume`
-    it must leave the state as it is.
+    it must leave the state as it is. Raises NoGraphError where a capture fails, and torch.OutOfMemoryError.
     """
 
     def __init__(
@@ -46,6 +50,10 @@ class Graphs:
             with torch.cuda.graph(graph, pool=self.pool):
                 self.step(rows, width, chains)
             self.pool = graph.pool()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NoGraphError(str(error).splitlines()[0]) from error
         finally:
             torch.cuda.set_sync_debug_mode(checks)
             torch.cuda.set_stream(stream)  # a capture that fails may stay on its own

@@ -12,7 +12,10 @@ import torch
 from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
 from lgrpo import decode, noise, superposition
+from lgrpo.attention import attention
 from lgrpo.engine import GRAPHED, Engine, Pace
+from lgrpo.errors import UserError
+from lgrpo.graphs import NoGraphError
 from lgrpo.lean import LeanDecoder
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request, Rollout
@@ -100,8 +103,40 @@ def test_a_static_step_asks_the_device_nothing(architecture: str) -> None:
     slots = waiting_rows(policy)
     slots.step(4, 8, chains=True, whole=False)
     slots.step(2, 8, chains=False, whole=False)
-    with pytest.raises(NotImplementedError):
+    # The control: a step that may look at the whole vocabulary reads which rows need it, and PyTorch refuses that here.
+    with pytest.raises(NotImplementedError, match=r"nonzero.*meta"):
         slots.step(4, 8, chains=True, whole=True)
+
+
+def test_a_model_that_cannot_be_captured_is_run_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else is taken for that: any other error comes through."""
+    policy, requests = models.policy(), mixed_requests()
+    said: list[str] = []
+    eager = Engine(policy, LATENTS, TEXTS, LIMIT, 5, said.append)
+    eager.pace = STATIC
+
+    def refused(*args: Any) -> None:
+        raise NoGraphError("it waits")
+
+    monkeypatch.setattr(Engine, "_static", refused)
+    assert_same(eager.generate(requests), engine(policy, slots=5).generate(requests), 0.0)
+    assert said == ["no CUDA graphs with this model (it waits): its steps run one by one"]
+
+    def wrong(*args: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Engine, "_static", wrong)
+    eager.pace = STATIC
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        eager.generate(requests)
+
+
+def test_attention_that_is_not_known_is_refused() -> None:
+    policy = models.policy()
+    cache = Slots(policy, LATENTS, TEXTS, Size(slots=1, prompts=1, members=1, longest_prompt=2), LIMIT).cache
+    anything = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(UserError, match="attention has softcap, which lgrpo does not know"):
+        attention(policy.model, anything, anything, anything, anything, slot_cache=cache, softcap=30.0)
 
 
 def waiting_rows(policy: Policy) -> Slots:
