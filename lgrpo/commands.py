@@ -22,11 +22,10 @@ from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 
 
-@dataclass(frozen=True)
-class InitOptions:
-    """What a user asks of `init`; None leaves it to the recipe, the model or the data."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user asks of either command; None leaves it to the recipe, the model or the data."""
 
-    base: str | None = None
     data: str | None = None
     out: Path | None = None
     recipe: str | None = None
@@ -38,23 +37,21 @@ class InitOptions:
     device: str | None = None
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a user asks of `train`; None as in InitOptions."""
+@dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+    """What a user asks of `init`."""
+
+    base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """What a user asks of `train`."""
 
     checkpoint: str | None = None
-    data: str | None = None
-    out: Path | None = None
-    recipe: str | None = None
-    overrides: Sequence[str] = ()
-    steps: int | None = None
-    lr: float | None = None
     without: Sequence[str] = ()
     surrogate: str | None = None
     explicit: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    device: str | None = None
 
 
 def init(asked: InitOptions) -> Path:
@@ -197,12 +194,11 @@ def _init_first(asked: TrainOptions) -> InitOptions:
     """The `init` before a `train`: the same data and lengths. Rates and steps are the recipe's, not `train`'s."""
     both = {"limit", "max_prompt", "max_response"}
     overrides = [pair for pair in asked.overrides if pair.partition("=")[0].strip() in both]
-    return InitOptions(
-        asked.checkpoint, asked.data, None, asked.recipe, overrides, seed=asked.seed, device=asked.device
-    )
+    same = {name: getattr(asked, name) for name in ("data", "recipe", "seed", "device")}
+    return InitOptions(base=asked.checkpoint, overrides=overrides, **same)
 
 
-def _recorded(asked: InitOptions | TrainOptions) -> dict[str, Any]:
+def _recorded(asked: Options) -> dict[str, Any]:
     """What run.json keeps, so that a run named alone goes on as it began."""
     return {name: value for name, value in asdict(asked).items() if name not in ("out", "overwrite")}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
-from lgrpo.memory import ENOUGH, STATE, Shape, activations, gigabytes, logits, room_on, shape_of
+from lgrpo.memory import STATE, Shape, activations, found, gigabytes, logits, smaller
 from lgrpo.policy import Policy
 
 Row = tuple[str, Any, str]  # name, value, reason
@@ -60,13 +60,7 @@ def fit(shape: Shape, schedule: Schedule, room: float | None, chosen: Collection
     """
     if room is None:
         return schedule
-    sizes = [schedule.micro_tokens]
-    while "micro_tokens" not in chosen and sizes[-1] >= 512:
-        sizes.append(1 << (sizes[-1] - 1).bit_length() - 1)  # the next power of two below
-    tries = [replace(schedule, micro_tokens=size) for size in sizes]
-    if "checkpointing" not in chosen:
-        plain = [one for one in tries if one.micro_tokens >= min(ENOUGH, sizes[0])]
-        tries = plain + [replace(one, checkpointing=True) for one in tries]
+    tries = smaller(schedule, chosen)
     if schedule.joint_steps and "joint_steps" not in chosen:
         tries += [replace(one, joint_steps=0) for one in tries]
     for one in tries:
@@ -103,7 +97,6 @@ def settle(
     policy: Policy, schedule: Schedule, rows: Sequence[Row], chosen: Collection[str]
 ) -> tuple[Schedule, list[Row]]:
     """A schedule that fits the policy's device, and the plan that explains it. `chosen`: names the user set."""
-    shape = shape_of(policy)
-    room = room_on(policy.device, shape.parameters * shape.itemsize)
+    shape, room = found(policy)
     schedule = fit(shape, schedule, room, chosen)
     return schedule, plan_rows(shape, schedule, room, rows)

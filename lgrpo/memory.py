@@ -8,6 +8,7 @@ gradients and activations do. The weights that the KL refers to wait on the host
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lgrpo import chunks
 from lgrpo.cache import bytes_per_column
 from lgrpo.engine import PREFILL
 from lgrpo.errors import UserError
+from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.seats import Size
@@ -162,14 +164,7 @@ def fit(shape: Shape, settings: TrainSettings, room: float | None, chosen: Colle
     """
     if room is None:
         return settings
-    sizes = [settings.micro_tokens]
-    while "micro_tokens" not in chosen and sizes[-1] >= 512:
-        sizes.append(1 << (sizes[-1] - 1).bit_length() - 1)  # the next power of two below
-    enough = min(ENOUGH, sizes[0])
-    tries = [replace(settings, micro_tokens=size) for size in sizes]
-    if "checkpointing" not in chosen:
-        plain = [replace(one, checkpointing=False) for one in tries if one.micro_tokens >= enough]
-        tries = plain + [replace(one, checkpointing=True) for one in tries]
+    tries = smaller(settings, chosen)
     if "keep_cache" not in chosen:
         tries = [replace(one, keep_cache=keep) for one in tries for keep in (True, False)]
     updates = [one for one in tries if use(shape, one).update <= room]
@@ -180,6 +175,24 @@ def fit(shape: Shape, settings: TrainSettings, room: float | None, chosen: Colle
     while "slots" not in chosen and use(shape, replace(best, slots=slots)).rollouts > room:
         slots -= 8 if slots > 8 else 1
     return replace(best, slots=slots)
+
+
+S = TypeVar("S", TrainSettings, Schedule)
+
+
+def smaller(settings: S, chosen: Collection[str]) -> list[S]:
+    """The settings with less and less memory for a micro-batch, the first ones as they are.
+
+    Half as many positions while the device stays busy, then all sizes again with checkpointing; names in `chosen` stay.
+    """
+    sizes = [settings.micro_tokens]
+    while "micro_tokens" not in chosen and sizes[-1] >= 512:
+        sizes.append(1 << (sizes[-1] - 1).bit_length() - 1)  # the next power of two below
+    tries = [replace(settings, micro_tokens=size) for size in sizes]
+    if "checkpointing" in chosen:
+        return tries
+    busy = [one for one in tries if one.micro_tokens >= min(ENOUGH, sizes[0])]
+    return busy + [replace(one, checkpointing=True) for one in tries]
 
 
 def _remedy(shape: Shape, least: TrainSettings, room: float) -> str:
@@ -249,12 +262,17 @@ def room_on(device: torch.device, weights: int) -> float | None:
     return available[0] + weights if device.type == "cpu" and available else None
 
 
+def found(policy: Policy) -> tuple[Shape, float | None]:
+    """The policy's shape, and the bytes that a run of it may use; None where nobody knows."""
+    shape = shape_of(policy)
+    return shape, room_on(policy.device, shape.parameters * shape.itemsize)
+
+
 def settle(
     policy: Policy, settings: TrainSettings, rows: Sequence[Setting], chosen: Collection[str]
 ) -> tuple[TrainSettings, list[Setting]]:
     """Settings that fit the policy's device, and the plan that explains them. `chosen`: names the user set."""
-    shape = shape_of(policy)
-    room = room_on(policy.device, shape.parameters * shape.itemsize)
+    shape, room = found(policy)
     settings = fit(shape, settings, room, chosen)
     return settings, plan_rows(shape, settings, room, rows)
 
