@@ -158,10 +158,8 @@ def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Prob
         engine = Engine(policy, settings.latent_settings, settings.text_settings, positions, PROBED)
         return engine.generate(requests)
 
-    if not _mixes(
-        walk(min(FIRST, settings.max_response)), settings.tau
-    ):  # an explicit model is known by its first steps
-        return False
+    if not _mixes(walk(min(FIRST, settings.max_response)), settings.tau):
+        return False  # an explicit model is known by its first steps
     rollouts = walk(settings.max_response)
     walked = [r for r in rollouts if r.valid and boxed(policy.decode(r.hard_tokens)) is not None]
     return 2 * len(walked) >= len(rollouts) and _mixes(walked, settings.tau)

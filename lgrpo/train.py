@@ -138,6 +138,8 @@ def _report(
         show.warn(f"step {progress.step}: no group had signal in {len(drawn.seen)} prompts; nothing was learnt")
     elif len(drawn.kept) < settings.batch:
         show.warn(f"step {progress.step}: only {len(drawn.kept)} of {settings.batch} groups had signal")
+    if broken := sum(rollout.broken for rollout in rollouts):
+        show.warn(f"step {progress.step}: {broken} rollouts ended where the model's logits were no numbers")
     group: Group = (drawn.kept or drawn.seen)[-1]
     rollout = group.rollouts[0]
     chain, answer = readable(policy, rollout, settings.tau)
