@@ -32,6 +32,6 @@ class Initial:
     @torch.no_grad()
     def _exchange(self) -> None:
         for parameter, kept in zip(self.trained, self.kept, strict=True):
-            here = parameter.clone()
+            here = parameter.to("cpu", copy=True)  # not beside it: half an exchange could not be undone without memory
             parameter.copy_(kept)
             kept.copy_(here)

@@ -145,8 +145,10 @@ class Optimizer:
             entries[int(number)][name] = tensor
         for place, (parameter, found) in enumerate(zip(self.parameters, entries, strict=True)):
             low, kept = self.low[place], found.pop("low", None)
-            if low is not None and kept is not None:
+            if kept is not None and low is not None:
                 low.copy_(kept)
+            elif kept is not None:  # a run in bfloat16 goes on in float32: its weights were read without these bits
+                parameter.copy_(join(parameter.to(torch.bfloat16), kept.to(parameter.device)))
             if found:
                 step = int(found.pop("step"))
                 self.moments[place] = _Moments(step, **{n: t.to(parameter.device, copy=True) for n, t in found.items()})

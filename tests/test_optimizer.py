@@ -245,3 +245,19 @@ def test_the_state_of_other_parameters_is_refused() -> None:
         Optimizer(halves[:1], lr=1e-2).load_state(Optimizer(halves, lr=1e-2).state())
     with pytest.raises(RuntimeError, match="other parameters"):
         Optimizer([parameter(3, 5)], lr=1e-2).load_state({"0.state1": torch.zeros(4), "0.step": torch.tensor(1)})
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE])
+def test_a_bfloat16_run_goes_on_in_float32_from_the_exact_weights(shape: tuple[int, int]) -> None:
+    """A checkpoint from a GPU taken up on a CPU: the bits that bfloat16 lacks are not lost."""
+    torch.manual_seed(0)
+    half = parameter(*shape, dtype=torch.bfloat16)
+    before = Optimizer([half], lr=1e-5)
+    for _ in range(3):
+        half.grad = torch.randn(shape).bfloat16()
+        before.step()
+    whole = nn.Parameter(half.detach().float())
+    after = Optimizer([whole], lr=1e-5)
+    after.load_state(before.state())
+    assert torch.equal(whole, before.exact(0))
+    assert not torch.equal(whole, half.float())
