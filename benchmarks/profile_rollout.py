@@ -9,7 +9,8 @@ Repeats alternate between a plain run, whose wall time counts, and one under tor
 op's self time goes to one of four classes:
 
 - matmul: self time of mm, addmm, bmm, baddbmm and of what dispatches to them (linear, matmul, einsum);
-- attention: all that happens inside scaled_dot_product_attention;
+- attention: all ops inside scaled_dot_product_attention, and inside SlotCache.attend, a decode step's attention with
+  its products, softmax and the way of rows to their prompts and back;
 - other ops: the rest of torch's ops, copies into and out of the cache among them;
 - Python: the time in which no op runs. The profiler's own cost, some microseconds an op, lies here and in "other ops".
 
@@ -43,9 +44,9 @@ MATMUL = {
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "einsum", "_addmm_activation",
     "mkldnn_linear", "_mkldnn_linear_pointwise", "mkl_linear",
 }  # fmt: skip
-ATTENTION = "aten::scaled_dot_product_attention"
 LGRPO = (engine, slots, prefill, decode, lean, cache, superposition, noise, policy)
 RANGE = "in "  # what the names of our ranges begin with
+ATTENTION = {"aten::scaled_dot_product_attention", RANGE + "cache.SlotCache.attend"}  # of a prefill, of a decode step
 CLASSES = ("matmul", "attention", "other ops", "Python")
 
 
@@ -94,7 +95,7 @@ def kind_of(event: Any) -> str:
         return "Python"
     above = event
     while above is not None:
-        if above.name == ATTENTION:
+        if above.name in ATTENTION:
             return "attention"
         above = above.cpu_parent
     return "matmul" if event.name.removeprefix("aten::") in MATMUL else "other ops"
