@@ -1,4 +1,4 @@
-"""The command line: options, their help, and nothing else. What a command does stands in commands.py and ask.py.
+"""The command line: options and their help. What a command does stands in commands.py, sample.py and score.py.
 
 Importing this file must stay cheap: `lgrpo --help` loads neither torch nor transformers.
 """
@@ -144,9 +144,9 @@ def train(**options: Any) -> None:
 @shared
 def sample(**options: Any) -> None:
     """Ask a model PROBLEM (or what comes on stdin): the answer on stdout, the latent chain on stderr."""
-    from lgrpo import ask
+    from lgrpo import sample as asking
 
-    ask.sample(**options)
+    asking.sample(**options)
 
 
 @main.command(name="eval")
@@ -175,9 +175,9 @@ def evaluate(**options: Any) -> None:
     Each is a run folder, a model folder or a hub name; left out, it is the newest run here. Explicit models are
     scored too.
     """
-    from lgrpo import ask
+    from lgrpo import score
 
-    ask.evaluate(**options)
+    score.evaluate(**options)
 
 
 if __name__ == "__main__":

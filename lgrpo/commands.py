@@ -1,4 +1,4 @@
-"""What `init` and `train` do with their options: find model and data, settle the plan, go (`ask.py`: the others)."""
+"""What `init` and `train` do with their options: find model and data, settle the plan, go."""
 
 import sys
 from collections.abc import Sequence
