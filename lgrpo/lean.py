@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import rms_norm
 
 from lgrpo.cache import SlotCache
+from lgrpo.products import Linear, linear
 
 KINDS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # norm, attention, norm, gated feed-forward
 
@@ -28,7 +29,7 @@ class LeanDecoder:
         if type(base).__name__ not in KINDS:
             return None
         projections = [m for name, m in base.layers.named_modules() if name.endswith("_proj")]
-        return cls(base) if all(type(m) is nn.Linear for m in projections) else None
+        return cls(base) if all(type(m) in (nn.Linear, Linear) for m in projections) else None
 
     def __call__(self, embeds: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         """Final hidden states [N, 1, D].

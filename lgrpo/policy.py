@@ -5,6 +5,7 @@ latent, by which recipe it was made and with how many tokens a superposition. Ma
 tokenizer at each load and never stored in code (docs/method.md, 1).
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgrpo import attention
+from lgrpo import attention, products
 from lgrpo.cache import SlotCache
 from lgrpo.errors import UserError
 from lgrpo.lean import LeanDecoder
@@ -60,8 +61,11 @@ class Policy:
                 f"{name}: the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}; "
                 "use the tokenizer this model was trained with"
             )
+        products.install(model)
         self.shares_prompts = attention.install(model)
         self.lean = LeanDecoder.of(model) if self.shares_prompts else None
+        named = inspect.signature(model.base_model.forward).parameters
+        self._cache_argument = "cache" if "cache" in named else "past_key_values"  # its name since transformers 5.24
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
     @classmethod
@@ -165,8 +169,8 @@ class Policy:
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self._cache_argument: cache},
             **({"slot_cache": cache} if isinstance(cache, SlotCache) and cache.shared else {}),
         )
         return output.last_hidden_state

@@ -20,6 +20,7 @@ from lgrpo.chunks import by_chunks, embedding_table
 from lgrpo.latent_sft.examples import COMPRESS, PAD, Example, pad
 from lgrpo.latent_sft.masks import induction_mask
 from lgrpo.policy import Policy
+from lgrpo.products import linear
 
 
 class Latents(NamedTuple):
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
 
     def logits(self, states: Tensor, embedding: Tensor) -> Tensor:
         """states [R, D], embedding [V, D] of the decoder: logits [R, V], at least float32."""
-        logits = nn.functional.linear(states * self.scale, embedding)
+        logits = linear(states * self.scale, embedding)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def latents(self, examples: Sequence[Example], decoder: Policy) -> Latents:
