@@ -42,7 +42,7 @@ from lgrpo import cache, decode, engine, lean, noise, policy, prefill, slots, su
 
 MATMUL = {
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "einsum", "_addmm_activation",
-    "mkldnn_linear", "_mkldnn_linear_pointwise", "mkl_linear",
+    "mkldnn_linear", "_linear_pointwise", "_mkldnn_linear_pointwise", "mkl_linear",
 }  # fmt: skip
 LGRPO = (engine, slots, prefill, decode, lean, cache, superposition, noise, policy)
 RANGE = "in "  # what the names of our ranges begin with
@@ -98,7 +98,7 @@ def kind_of(event: Any) -> str:
         if above.name in ATTENTION:
             return "attention"
         above = above.cpu_parent
-    return "matmul" if event.name.removeprefix("aten::") in MATMUL else "other ops"
+    return "matmul" if event.name.split("::")[-1] in MATMUL else "other ops"
 
 
 def place_of(event: Any) -> str:

@@ -88,8 +88,10 @@ def ours(policy: Policy, settings: plan.TrainSettings, asked: list[Problem], gra
     return side
 
 
-def trl(policy: Policy, settings: plan.TrainSettings, asked: list[Problem], grader: Verifier, *how: Any) -> Side:
-    trainer = trl_side.Trainer(policy, settings, asked, grader, *how)
+def trl(
+    policy: Policy, model: Any, settings: plan.TrainSettings, asked: list[Problem], grader: Verifier, *how: Any
+) -> Side:
+    trainer = trl_side.Trainer(policy, model, settings, asked, grader, *how)
 
     def side(repeat: int) -> Step:
         done = trainer.train(seed=repeat + 1)
@@ -98,7 +100,9 @@ def trl(policy: Policy, settings: plan.TrainSettings, asked: list[Problem], grad
     return side
 
 
-def natural(model: str | None, problems: int, repeats: int, micro: list[int], optimizer: str) -> dict[str, Any]:
+def natural(
+    model: str | None, problems: int, repeats: int, micro: list[int], optimizer: str, lend: bool
+) -> dict[str, Any]:
     """The embedded model; prints the table."""
     asked = side_by_side.problems(problems)
 
@@ -112,7 +116,9 @@ def natural(model: str | None, problems: int, repeats: int, micro: list[int], op
         sides: dict[str, Side] = {}
         if trl_side.available():
             for rows in micro:
-                sides[f"TRL, {rows} rows"] = trl(policy, settings, asked, grader, rows, optimizer)
+                sides[f"TRL, {rows} rows"] = trl(
+                    policy, side_by_side.other(policy, lend), settings, asked, grader, rows, optimizer
+                )
         else:
             print(trl_side.HINT)
         sides = {"explicit": ours(policy, settings, asked, grader), **sides}
@@ -156,6 +162,7 @@ def natural(model: str | None, problems: int, repeats: int, micro: list[int], op
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--micro", default=",".join(map(str, MICRO_BATCHES)), show_default=True, help="TRL's micro-batches.")
 @click.option("--trl-optimizer", default="adamw_torch_fused", show_default=True)
+@click.option("--lend", is_flag=True, help="Let TRL multiply as we do (lgrpo/products.py).")
 @click.option("--shape", type=click.Choice(list(shapes.SHAPES)), help="Random weights instead of the embedded model.")
 @click.option("--groups", type=int, help="Prompts of the shape's batch.  [default: its recipe's]")
 @click.option("--response", type=int, help="Positions of its responses.  [default: its recipe's]")
@@ -167,6 +174,7 @@ def main(
     repeats: int,
     micro: str,
     trl_optimizer: str,
+    lend: bool,
     shape: str | None,
     groups: int | None,
     response: int | None,
@@ -178,10 +186,14 @@ def main(
     if shape is None:
         if device != "cpu":
             raise click.UsageError("the embedded model is measured on the CPU; name a --shape for another device")
-        numbers = natural(model, problems, repeats, [int(rows) for rows in micro.split(",")], trl_optimizer)
+        numbers = natural(model, problems, repeats, [int(rows) for rows in micro.split(",")], trl_optimizer, lend)
     else:
         numbers = random_shape(shape, device, repeats, groups, response, not cold)
-    print(json.dumps({"benchmark": "rl_step", **numbers, "repeats": repeats, **side_by_side.machine(device)}))
+    print(
+        json.dumps(
+            {"benchmark": "rl_step", "lent": lend, **numbers, "repeats": repeats, **side_by_side.machine(device)}
+        )
+    )
 
 
 if __name__ == "__main__":

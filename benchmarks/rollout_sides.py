@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import shapes
 import side_by_side
@@ -48,8 +49,10 @@ def ours(policy: Policy, settings: plan.TrainSettings, make: Callable[[int], lis
     return side
 
 
-def generate(policy: Policy, settings: plan.TrainSettings, prompts: list[tuple[int, ...]], batch: int) -> Side:
-    """transformers.generate over all prompts, `batch` rows at a time, left-padded."""
+def generate(
+    policy: Policy, settings: plan.TrainSettings, prompts: list[tuple[int, ...]], batch: int, model: Any
+) -> Side:
+    """transformers.generate of `model` over all prompts, `batch` rows at a time, left-padded."""
     config = transformers.GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,
@@ -69,7 +72,7 @@ def generate(policy: Policy, settings: plan.TrainSettings, prompts: list[tuple[i
             ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in part], device=policy.device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=policy.device)
             with torch.inference_mode():
-                out = policy.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+                out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             responses += [until(row, ends) for row in out[:, width:].tolist()]
         return responses
 
@@ -85,9 +88,12 @@ def side_of(policy: Policy, make: Callable[[], list[list[int]]]) -> Side:
     return side
 
 
-def trl(policy: Policy, settings: plan.TrainSettings, asked: list[Problem], prompts: list[tuple[int, ...]]) -> Side:
+def trl(
+    policy: Policy, settings: plan.TrainSettings, asked: list[Problem], prompts: list[tuple[int, ...]], model: Any
+) -> Side:
     """The generation of TRL's GRPOTrainer, without vLLM."""
-    trainer = trl_side.Trainer(policy, settings, asked, Verifier(), settings.update_batch * settings.group)
+    rows = settings.update_batch * settings.group
+    trainer = trl_side.Trainer(policy, model, settings, asked, Verifier(), rows)
     return side_of(policy, lambda: trainer.roll_out(prompts))
 
 

@@ -42,7 +42,9 @@ from lgrpo.verify import Verifier
 BATCHES = (64, 128, 256, 512)  # of generate
 
 
-def natural(model: str | None, problems: int, repeats: int, batches: list[int], equal: int) -> dict[str, Any]:
+def natural(
+    model: str | None, problems: int, repeats: int, batches: list[int], equal: int, lend: bool
+) -> dict[str, Any]:
     """The embedded model, lengths as they come; prints the table."""
     policy, settings = side_by_side.load(None)
     asked = side_by_side.problems(problems)
@@ -56,9 +58,9 @@ def natural(model: str | None, problems: int, repeats: int, batches: list[int], 
         assert walker.latent, f"{model} has no latent chain"
         sides["latent"] = ours(walker, walking, lambda seed: side_by_side.requests(walker, walking, asked, seed))
     for batch in batches:
-        sides[f"generate, {batch} rows"] = generate(policy, settings, prompts, batch)
+        sides[f"generate, {batch} rows"] = generate(policy, settings, prompts, batch, side_by_side.other(policy, lend))
     if trl_side.available():
-        sides["TRL"] = trl(policy, settings, asked, prompts)
+        sides["TRL"] = trl(policy, settings, asked, prompts, side_by_side.other(policy, lend))
     else:
         print(trl_side.HINT)
     for mode in ("explicit", "latent"):
@@ -122,7 +124,7 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
         return {
             "explicit": ours(policy, limits, make(False)),
             "latent": ours(policy, limits, make(True)),
-            "generate": generate(policy, limits, prompts, rows),
+            "generate": generate(policy, limits, prompts, rows, policy.model),
         }
 
     whole = side_by_side.alternately(sides_of(shape.response), repeats)
@@ -180,20 +182,32 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--batches", default=",".join(map(str, BATCHES)), show_default=True, help="Rows generate is tried with.")
 @click.option("--equal", default=24, show_default=True, help="Positions of each row in the comparison of modes.")
+@click.option("--lend", is_flag=True, help="Let the other sides multiply as we do (lgrpo/products.py).")
 @click.option("--shape", type=click.Choice(list(shapes.SHAPES)), help="Random weights instead of the embedded model.")
 @click.option("--device", default="cpu", show_default=True)
 def main(
-    model: str | None, problems: int, repeats: int, batches: str, equal: int, shape: str | None, device: str
+    model: str | None,
+    problems: int,
+    repeats: int,
+    batches: str,
+    equal: int,
+    lend: bool,
+    shape: str | None,
+    device: str,
 ) -> None:
     """Measure rollouts side by side."""
     transformers.logging.set_verbosity_error()
     if shape is None:
         if device != "cpu":
             raise click.UsageError("the embedded model is measured on the CPU; name a --shape for another device")
-        numbers = natural(model, problems, repeats, [int(size) for size in batches.split(",")], equal)
+        numbers = natural(model, problems, repeats, [int(size) for size in batches.split(",")], equal, lend)
     else:
         numbers = random_shape(shape, device, repeats)
-    print(json.dumps({"benchmark": "rollouts", **numbers, "repeats": repeats, **side_by_side.machine(device)}))
+    print(
+        json.dumps(
+            {"benchmark": "rollouts", "lent": lend, **numbers, "repeats": repeats, **side_by_side.machine(device)}
+        )
+    )
 
 
 if __name__ == "__main__":

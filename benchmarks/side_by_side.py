@@ -1,5 +1,6 @@
 """What the speed benchmarks share: sides measured in turn within one run, spreads, tables, the machine."""
 
+import copy
 import os
 import platform
 import time
@@ -13,11 +14,13 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from lgrpo import arithmetic, noise, plan, session
 from lgrpo.engine import Engine
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
+from lgrpo.products import Linear
 from lgrpo.rollout import Request
 
 Result = TypeVar("Result")
@@ -45,6 +48,15 @@ class Spread:
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     """Of the sides of the same repeat: what slows the machine down for a while slows both."""
     return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def other(policy: Policy, lend: bool) -> Any:
+    """A copy of the model as the other sides have it: layers as transformers builds them, or ours, lent."""
+    model = copy.deepcopy(policy.model)
+    for module in model.modules():
+        if type(module) is Linear and not lend:
+            module.__class__ = nn.Linear
+    return model
 
 
 def alternately(sides: dict[str, Callable[[int], Any]], repeats: int, warm: bool = True) -> dict[str, list[Any]]:

@@ -41,7 +41,7 @@ class Steps:
 
 
 class Trainer:
-    """A GRPOTrainer on a copy of the policy's model, set up to do the work of one `lgrpo train --explicit` batch.
+    """A GRPOTrainer on `model`, a copy of the policy's, set up to do the work of one `lgrpo train --explicit` batch.
 
     Same prompts, group size, cap, sampling, rewards, learning rate, clipping and number of optimiser steps. In its
     favour: no gradient checkpointing (its default is on), embedding and head frozen like ours, nothing logged or saved.
@@ -50,6 +50,7 @@ class Trainer:
     def __init__(
         self,
         policy: Policy,
+        model: Any,
         settings: TrainSettings,
         problems: Sequence[Problem],
         grader: Grader,
@@ -67,7 +68,7 @@ class Trainer:
         assert len(problems) == settings.batch
         assert step_rows % micro_batch == 0
         self.folder = tempfile.TemporaryDirectory()
-        self.model = copy.deepcopy(policy.model)
+        self.model = model
         frozen = {id(self.model.get_input_embeddings().weight), id(self.model.get_output_embeddings().weight)}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) not in frozen)
