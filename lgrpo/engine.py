@@ -156,11 +156,17 @@ class Engine:
                 yield from state.take(done)
 
     def _buffers(self, groups: dict[Prompt, int]) -> Slots:
-        """The buffers of the last call where they serve, else new ones; `groups`: rollouts of each prompt."""
+        """The buffers of the last call where they serve, else new ones; `groups`: rollouts of each prompt.
+
+        New buffers need new graphs, which take longer than a few more steps: there, they serve where they just do.
+        """
         columns = self.pace.columns
         rows, longest = sum(groups.values()), -(-max(map(len, groups)) // columns) * columns
         size = Size.of(self.slots, rows, len(groups), max(groups.values()), longest)
-        if self._state is None or self._serves is None or not self._serves.fits(size):
+        kept = self._state is not None and self._serves is not None and self._serves.fits(size)
+        if self._state is not None and self.pace.halvings:
+            kept |= self._state.size.copes(size)
+        if not kept:
             self.release()
             self._serves = size
             room = columns_that_fit(self.policy.model)
@@ -168,6 +174,7 @@ class Engine:
                 slots = size.slots - max(1, size.slots // 16)
                 size = Size.of(slots, rows, len(groups), max(groups.values()), longest)
             self._state = Slots(self.policy, self.latent, self.text, size, self.max_response)
+        assert self._state is not None
         self._state.expect(groups)
         return self._state
 

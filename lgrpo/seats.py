@@ -40,6 +40,11 @@ class Size:
             and self.longest_prompt >= other.longest_prompt
         )
 
+    def copes(self, other: "Size") -> bool:
+        """Whether they at least do, with a quarter of the rows at a time or more."""
+        at_once = min(self.slots, self.prompts * min(self.members, other.members))
+        return 4 * at_once >= other.slots and self.longest_prompt >= other.longest_prompt
+
 
 class Arrival(NamedTuple):
     """A request that waits for a slot."""

@@ -13,7 +13,7 @@ from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
 from lgrpo import decode, noise, superposition
 from lgrpo.attention import attention
-from lgrpo.engine import GRAPHED, Engine, Pace
+from lgrpo.engine import EAGER, GRAPHED, Engine, Pace
 from lgrpo.errors import UserError
 from lgrpo.graphs import NoGraphError
 from lgrpo.lean import LeanDecoder
@@ -287,6 +287,27 @@ def test_rows_that_memory_had_no_room_for_do_not_cost_new_buffers_each_time(monk
     assert_same(small.generate(requests), rollouts, 1e-6)
     assert small._state is state
     assert_same(rollouts, engine(policy, slots=1).generate(requests), 1e-6)
+
+
+@pytest.mark.parametrize("pace", [EAGER, GRAPHED])
+def test_graphs_outlive_a_call_of_another_shape(pace: Pace) -> None:
+    """A batch, the held-out problems, a batch: new buffers would cost new graphs each time. Without graphs they pay."""
+    policy = models.policy()
+    batch = [Request(prompt(9, seed=n), noise.row_key(0, n, g)) for n in range(4) for g in range(4)]
+    held_out = [Request(prompt(7 + n % 3, seed=9 + n), noise.row_key(1, n, 0), noise_scale=0.0) for n in range(14)]
+    kept = engine(policy, slots=16)
+    kept.pace = pace
+    kept.generate(batch)
+    state = kept._state
+    assert_same(kept.generate(held_out), engine(policy, slots=16).generate(held_out), 1e-6)
+    assert (kept._state is state) is (pace is GRAPHED)
+
+
+@pytest.mark.parametrize(("longest", "rows", "serve"), [(9, 20, True), (10, 20, False), (9, 24, True), (9, 25, False)])
+def test_buffers_do_with_a_quarter_of_the_rows_and_no_fewer(longest: int, rows: int, serve: bool) -> None:
+    """Three prompts of at most two rows at a time: six."""
+    size = Size(slots=16, prompts=3, members=4, longest_prompt=9)
+    assert size.copes(Size(slots=rows, prompts=rows, members=2, longest_prompt=longest)) is serve
 
 
 def test_running_out_of_memory_late_does_not_make_the_next_batch_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
