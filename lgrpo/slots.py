@@ -203,22 +203,23 @@ class Slots:
         """Rollouts of these slots, which become free, with the numbers of their requests."""
         slots = torch.tensor(done, device=self.policy.device)
         steps, ended, broken = (tensor[slots].cpu() for tensor in (self.steps, self.ended, self.broken))
-        part = slice(0, int(steps.max()))
+        lengths, longest = steps.tolist(), int(steps.max())
+        inside = torch.arange(longest) < steps[:, None]
         record = (self.tokens, self.indices, self.scores, self.logprob)
-        tokens, indices, scores, logprob = (tensor[slots, part].cpu() for tensor in record)
+        # One piece of memory for all of them, cut at their ends: thousands of small copies would cost more than a step.
+        tokens, indices, scores, logprob = (tensor[slots, :longest].cpu()[inside].split(lengths) for tensor in record)
         self._wipe(slots, self.broken[slots])
         self.group[slots], self.place[slots] = self.size.prompts, 0
         out = []
         for place, slot in enumerate(done):
             owner = self.owners[slot]
             assert owner is not None
-            length = int(steps[place])
             rollout = Rollout(
                 owner.request.prompt,
-                tokens[place, :length].clone(),
-                indices[place, :length].clone(),
-                scores[place, :length].clone(),
-                logprob[place, :length].clone(),
+                tokens[place],
+                indices[place],
+                scores[place],
+                logprob[place],
                 valid=bool(ended[place]),
                 broken=bool(broken[place]),
             )
