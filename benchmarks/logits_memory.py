@@ -6,7 +6,7 @@ One micro-batch of rollouts, random weights, bfloat16: forward and backward, wit
 the head alone: one T x V tensor of logits in float32, log_softmax, gather, as in a trainer that keeps its logits.
 Peaks are beyond weights and gradients, on a CPU by accounting (accounting.py), on CUDA by the allocator. The logits'
 part is the peak less that of the same update without a head. Layers are alike, so one or two show the head's part as
-well as sixteen do. "planned" is what memory.py says of the same micro-batch.
+well as sixteen do. "planned" is what lgrpo/memory says of the same micro-batch.
 """
 
 import argparse
@@ -20,12 +20,13 @@ import transformers
 from accounting import Accounting, tensors_of
 from torch import Tensor
 
-from lgrpo import chunks, memory, scoring
+from lgrpo import chunks, scoring
 from lgrpo.learner import Learner
+from lgrpo.memory import reinforcement as memory
+from lgrpo.memory.trial import longest_rows
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT
-from lgrpo.trial import longest_rows
 
 VOCABULARY, HIDDEN = 128_256, 2048
 

@@ -38,7 +38,9 @@ import torch
 from torch.nn.modules import module as hooks
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lgrpo import cache, decode, engine, lean, noise, policy, prefill, slots, superposition
+from lgrpo import noise, superposition
+from lgrpo.engine import decode, engine, prefill, slots
+from lgrpo.policy import cache, lean, policy
 
 MATMUL = {
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "linear", "matmul", "einsum", "_addmm_activation",

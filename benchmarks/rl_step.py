@@ -162,7 +162,7 @@ def natural(
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--micro", default=",".join(map(str, MICRO_BATCHES)), show_default=True, help="TRL's micro-batches.")
 @click.option("--trl-optimizer", default="adamw_torch_fused", show_default=True)
-@click.option("--lend", is_flag=True, help="Let TRL multiply as we do (lgrpo/products.py).")
+@click.option("--lend", is_flag=True, help="Let TRL multiply as we do (lgrpo/policy/products.py).")
 @click.option("--shape", type=click.Choice(list(shapes.SHAPES)), help="Random weights instead of the embedded model.")
 @click.option("--groups", type=int, help="Prompts of the shape's batch.  [default: its recipe's]")
 @click.option("--response", type=int, help="Positions of its responses.  [default: its recipe's]")

@@ -18,9 +18,10 @@ import shapes
 import side_by_side
 import torch
 
-from lgrpo import memory, noise, plan
+from lgrpo import noise, plan
 from lgrpo.groups import Group
 from lgrpo.learner import Learner
+from lgrpo.memory import reinforcement as memory
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
 

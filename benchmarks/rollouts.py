@@ -182,7 +182,7 @@ def random_shape(name: str, device: str, repeats: int) -> dict[str, Any]:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--batches", default=",".join(map(str, BATCHES)), show_default=True, help="Rows generate is tried with.")
 @click.option("--equal", default=24, show_default=True, help="Positions of each row in the comparison of modes.")
-@click.option("--lend", is_flag=True, help="Let the other sides multiply as we do (lgrpo/products.py).")
+@click.option("--lend", is_flag=True, help="Let the other sides multiply as we do (lgrpo/policy/products.py).")
 @click.option("--shape", type=click.Choice(list(shapes.SHAPES)), help="Random weights instead of the embedded model.")
 @click.option("--device", default="cpu", show_default=True)
 def main(

@@ -9,8 +9,8 @@ from side_by_side import timed
 from torch import Tensor
 
 from lgrpo import tiny
-from lgrpo.cache import bytes_per_column
 from lgrpo.policy import Card, Policy
+from lgrpo.policy.cache import bytes_per_column
 
 NEVER = -2  # no token has this id, and it is not lgrpo.rollout.LATENT
 LOWEST = -1e4  # a logit

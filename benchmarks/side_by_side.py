@@ -19,8 +19,8 @@ from torch import nn
 from lgrpo import arithmetic, noise, plan, session
 from lgrpo.engine import Engine
 from lgrpo.policy import Policy
+from lgrpo.policy.products import Linear
 from lgrpo.problems import Problem
-from lgrpo.products import Linear
 from lgrpo.rollout import Request
 
 Result = TypeVar("Result")

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import console, init_memory, memory, plan, session
+from lgrpo import console, plan, session
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
 from lgrpo.interrupt import Stopped
 from lgrpo.latent_sft.schedule import Schedule, schedule
+from lgrpo.memory import latent_sft as init_memory
+from lgrpo.memory import reinforcement as memory
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy

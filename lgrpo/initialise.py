@@ -18,8 +18,8 @@ from torch import Tensor
 from lgrpo import evaluate
 from lgrpo.budget import Budget, reporter
 from lgrpo.console import Show
-from lgrpo.decode import TextSettings
 from lgrpo.engine import Engine
+from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
 from lgrpo.groups import Grader
 from lgrpo.interrupt import StopRequest

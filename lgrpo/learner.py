@@ -8,12 +8,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lgrpo import objective, scoring
 from lgrpo.budget import Budget, Parts
-from lgrpo.checkpointing import checkpointed
 from lgrpo.groups import Group, advantages_of, group_numbers
 from lgrpo.initial import Initial
 from lgrpo.optimizer import Optimizer
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
+from lgrpo.policy.checkpointing import checkpointed
 from lgrpo.rollout import Rollout
 
 

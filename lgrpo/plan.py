@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from lgrpo.decode import TextSettings
+from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
 from lgrpo.superposition import LatentSettings
 

@@ -25,12 +25,12 @@ from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
 from lgrpo.learner import Learner
+from lgrpo.memory.trial import trial
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
-from lgrpo.trial import trial
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 

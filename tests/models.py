@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lgrpo import noise
-from lgrpo.decode import TextSettings
 from lgrpo.engine import Engine
+from lgrpo.engine.decode import TextSettings
 from lgrpo.policy import Card, Policy
 from lgrpo.rollout import Request
 from lgrpo.superposition import LatentSettings

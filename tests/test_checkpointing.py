@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lgrpo import scoring
-from lgrpo.checkpointing import checkpointed
 from lgrpo.policy import Policy
+from lgrpo.policy.checkpointing import checkpointed
 from lgrpo.rollout import Rollout
 
 

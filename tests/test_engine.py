@@ -13,10 +13,10 @@ from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 from transformers.cache_utils import DynamicCache
 
 from lgrpo import noise
-from lgrpo.cache import SlotCache, bytes_per_column
-from lgrpo.decode import TextSettings
 from lgrpo.engine import Engine
+from lgrpo.engine.decode import TextSettings
 from lgrpo.policy import Card, Policy
+from lgrpo.policy.cache import SlotCache, bytes_per_column
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.superposition import LatentSettings, mixture, weights_of
 
@@ -308,6 +308,6 @@ def test_the_memory_of_a_cache_is_foreseen(architecture: str) -> None:
 def test_prompts_that_are_prefilled_in_pieces_give_the_same_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, requests = models.policy("llama", torch.float32), mixed_requests()
     whole = engine(policy).generate(requests)
-    monkeypatch.setattr("lgrpo.engine.PREFILL", 25)
+    monkeypatch.setattr("lgrpo.engine.engine.PREFILL", 25)
     for ours, theirs in zip(engine(policy).generate(requests), whole, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 
-from lgrpo import decode, noise, superposition
-from lgrpo.attention import attention
-from lgrpo.engine import EAGER, GRAPHED, Engine, Pace
+from lgrpo import noise, superposition
+from lgrpo.engine import EAGER, GRAPHED, Engine, Pace, decode
+from lgrpo.engine.graphs import NoGraphError
+from lgrpo.engine.seats import Arrival, Size
+from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
-from lgrpo.graphs import NoGraphError
-from lgrpo.lean import LeanDecoder
 from lgrpo.policy import Policy
+from lgrpo.policy.attention import attention
+from lgrpo.policy.lean import LeanDecoder
 from lgrpo.rollout import Request, Rollout
-from lgrpo.seats import Arrival, Size
-from lgrpo.slots import Slots
 
 STATIC = Pace(look=3, halvings=2, columns=8)
 
@@ -278,7 +278,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_rollout(monkeypatch: pytes
 
 def test_rows_that_memory_had_no_room_for_do_not_cost_new_buffers_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, requests = models.policy(), mixed_requests()
-    monkeypatch.setattr("lgrpo.engine.columns_that_fit", lambda model: 120)
+    monkeypatch.setattr("lgrpo.engine.engine.columns_that_fit", lambda model: 120)
     small = engine(policy)
     rollouts = small.generate(requests)
     state = small._state

@@ -7,15 +7,15 @@ import pytest
 import torch
 from models import LATENTS, LIMIT, TEXTS
 
-from lgrpo import memory
 from lgrpo.engine import EAGER, GRAPHED, Engine
 from lgrpo.groups import Group
 from lgrpo.learner import Learner
+from lgrpo.memory import reinforcement as memory
+from lgrpo.memory.trial import trial
 from lgrpo.plan import Setting, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request
-from lgrpo.trial import trial
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -11,9 +11,8 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
-from lgrpo import products
 from lgrpo.errors import UserError
-from lgrpo.policy import CARD, Card, Policy
+from lgrpo.policy import CARD, Card, Policy, products
 
 PROBLEM = "What is 6 * 7?"
 USER = "Please reason step by step, and put your final answer within \\boxed{}.\n" + PROBLEM

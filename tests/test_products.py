@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lgrpo import products
-from lgrpo.products import FEW, Linear, install, linear
+from lgrpo.policy import products
+from lgrpo.policy.products import FEW, Linear, install, linear
 
 oneDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
 

@@ -10,13 +10,13 @@ from models import LATENTS, TEXTS
 from torch import Tensor
 
 from lgrpo.engine import Engine
+from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
 from lgrpo.learner import Learner
+from lgrpo.memory.trial import fit_slots, trial
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.rollout import Request
-from lgrpo.slots import Slots
-from lgrpo.trial import fit_slots, trial
 
 
 def settings(**changes: Any) -> TrainSettings:

@@ -20,7 +20,7 @@ from lgrpo.chunks import by_chunks, embedding_table
 from lgrpo.latent_sft.examples import COMPRESS, PAD, Example, pad
 from lgrpo.latent_sft.masks import induction_mask
 from lgrpo.policy import Policy
-from lgrpo.products import linear
+from lgrpo.policy.products import linear
 
 
 class Latents(NamedTuple):

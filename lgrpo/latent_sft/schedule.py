@@ -4,7 +4,7 @@ The paper (Latent-SFT, arXiv 2510.15522) spends ten epochs on each step of stage
 eight GPUs. `low` and `high` run the same three steps and the same stage 2, compressed to what one GPU does in hours,
 and train all weights but the embeddings. What was measured for `tiny` stands beside each value.
 
-What they need of a device's memory, and what changes where it is short: init_memory.py.
+What they need of a device's memory, and what changes where it is short: memory/latent_sft.py.
 """
 
 from dataclasses import dataclass, fields

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgrpo import attention, products
-from lgrpo.cache import SlotCache
 from lgrpo.errors import UserError
-from lgrpo.lean import LeanDecoder
+from lgrpo.policy import attention, products
+from lgrpo.policy.cache import SlotCache
+from lgrpo.policy.lean import LeanDecoder
 
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from lgrpo.cache import columns_that_fit
-from lgrpo.decode import TextSettings
-from lgrpo.graphs import Graphs, NoGraphError
+from lgrpo.engine.decode import TextSettings
+from lgrpo.engine.graphs import Graphs, NoGraphError
+from lgrpo.engine.seats import Arrival, Prompt, Size
+from lgrpo.engine.slots import Slots
 from lgrpo.policy import Policy
+from lgrpo.policy.cache import columns_that_fit
 from lgrpo.rollout import Request, Rollout
-from lgrpo.seats import Arrival, Prompt, Size
-from lgrpo.slots import Slots
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 13  # prompt positions that go through the model at a time: more would not be faster, and need memory

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lgrpo import decode, superposition
-from lgrpo.cache import SlotCache
-from lgrpo.decode import TextSettings
+from lgrpo import superposition
+from lgrpo.engine import decode
+from lgrpo.engine.decode import TextSettings
+from lgrpo.engine.prefill import prefill
+from lgrpo.engine.seats import Arrival, Owner, Prompt, Shelf, Size
 from lgrpo.policy import Policy
-from lgrpo.prefill import prefill
+from lgrpo.policy.cache import SlotCache
 from lgrpo.rollout import LATENT, Rollout
-from lgrpo.seats import Arrival, Owner, Prompt, Shelf, Size
 from lgrpo.superposition import LatentSettings
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-from lgrpo.cache import SlotCache
-from lgrpo.products import Linear, linear
+from lgrpo.policy.cache import SlotCache
+from lgrpo.policy.products import Linear, linear
 
 KINDS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")  # norm, attention, norm, gated feed-forward
 

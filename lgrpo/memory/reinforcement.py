@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lgrpo import chunks
-from lgrpo.cache import bytes_per_column
 from lgrpo.engine import PREFILL
+from lgrpo.engine.seats import Size
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
-from lgrpo.seats import Size
+from lgrpo.policy.cache import bytes_per_column
 
 SPARE = 0.9  # share of a GPU's free memory that is planned with: the rest is lost between blocks
 ENOUGH = 4096  # positions that keep a device busy: below them checkpointing is the better way to save memory

@@ -6,15 +6,15 @@ import pytest
 
 from lgrpo import session
 from lgrpo.errors import UserError
-from lgrpo.init_memory import fit, needs, plan_rows
 from lgrpo.latent_sft.schedule import Schedule, schedule
-from lgrpo.memory import Shape, shape_of
+from lgrpo.memory.latent_sft import fit, needs, plan_rows
+from lgrpo.memory.reinforcement import Shape, shape_of
 
 SMALL = Shape(
     parameters=1000, trained=800, largest=100, layers=2, hidden=10, inner=40, vocabulary=50, itemsize=2, column=6,
     kept=200.0, square=0.0,
 )  # fmt: skip
-ONE_B = Shape(  # Llama-3.2-1B's, as test_memory.py finds it
+ONE_B = Shape(  # Llama-3.2-1B's, as test_memory_reinforcement.py finds it
     parameters=1_235_814_400, trained=973_146_112, largest=16_777_216, layers=16, hidden=2048, inner=8192,
     vocabulary=128_256, itemsize=2, column=32_768, kept=127_256.0, square=0.0,
 )  # fmt: skip

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from lgrpo.engine.seats import Prompt
 from lgrpo.policy import Policy
-from lgrpo.seats import Prompt
 
 
 @dataclass(frozen=True)

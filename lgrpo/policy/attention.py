@@ -10,8 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lgrpo.cache import SlotCache
 from lgrpo.errors import UserError
+from lgrpo.policy.cache import SlotCache
 
 NAME = "lgrpo"
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some architectures add to plain attention

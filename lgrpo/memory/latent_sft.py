@@ -1,4 +1,4 @@
-"""What Latent-SFT needs of its device's memory, part by part, and the schedule that fits (memory.py: reinforcement).
+"""What Latent-SFT needs of its device's memory, part by part, and the schedule that fits (reinforcement.py: of train).
 
 Stage 1 holds two models, the encoder and the decoder; a part trains one of them or both, and where the gradient passes
 through both, both keep their activations. Stage 2 has one model.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
-from lgrpo.memory import STATE, Shape, activations, found, gigabytes, logits, smaller
+from lgrpo.memory.reinforcement import STATE, Shape, activations, found, gigabytes, logits, smaller
 from lgrpo.policy import Policy
 
 Row = tuple[str, Any, str]  # name, value, reason

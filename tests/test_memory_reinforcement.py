@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 
-from lgrpo import memory, session
+from lgrpo import session
 from lgrpo.errors import UserError
-from lgrpo.memory import Shape, Use, fit, plan_rows, room_on, shape_of, use
+from lgrpo.memory import reinforcement as memory
+from lgrpo.memory.reinforcement import Shape, Use, fit, plan_rows, room_on, shape_of, use
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Card, Policy
 

@@ -1,0 +1,5 @@
+"""A causal language model whose chain of thought can be latent, its cache and its attention."""
+
+from lgrpo.policy.policy import BEGIN, CARD, END, INSTRUCTION, Card, Policy
+
+__all__ = ["BEGIN", "CARD", "END", "INSTRUCTION", "Card", "Policy"]
