@@ -10,8 +10,8 @@ import torch
 from lgrpo.errors import UserError
 
 if TYPE_CHECKING:
-    from lgrpo.console import Show
     from lgrpo.runs import Run
+    from lgrpo.screen import Show
 
 Parts = list[list[int]]  # numbers of the rows of each micro-batch
 T = TypeVar("T")

@@ -13,6 +13,7 @@ import click
 from lgrpo import __version__
 from lgrpo.errors import UserError
 from lgrpo.interrupt import Stopped, terminate_like_ctrl_c
+from lgrpo.text import clean
 
 DATA_HELP = (
     "JSON lines, JSON or Parquet file, or a hub name; `arithmetic` is the built-in generator.  "
@@ -28,10 +29,10 @@ class People(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            raise click.UsageError(str(error)) from None
+            raise click.UsageError(clean(str(error))) from None
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx else ctx.command_path
-            raise click.UsageError(f"{error.format_message()} (see `{where} --help`)") from None
+            raise click.UsageError(f"{clean(error.format_message())} (see `{where} --help`)") from None
         except Stopped:
             sys.exit(130)
         except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import console, plan, session
+from lgrpo import plan, session
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
@@ -20,6 +20,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
+from lgrpo.screen import Show
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 
@@ -85,7 +86,7 @@ def init(asked: InitOptions) -> Path:
     with (
         Verifier() as grader,
         Run.start(out, "init", [chosen, where, *rows], identity=same, overwrite=asked.overwrite, **facts) as run,
-        console.Show() as show,
+        Show() as show,
     ):
         if run.finished:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
@@ -167,7 +168,7 @@ def _train(asked: TrainOptions) -> Path:
     with (
         Verifier() as grader,
         Run.start(out, "train", [where, *plan_rows], identity=same, overwrite=asked.overwrite, **facts) as run,
-        console.Show() as show,
+        Show() as show,
     ):
         initial = None
         if run.resumed and (latest := run.latest()):
@@ -217,6 +218,6 @@ def _plan(
     return [recipe, device, data, *(Setting(*row) for row in rows if row[0] != "recipe")]
 
 
-def _say_left_out(show: console.Show, count: int, why: str) -> None:
+def _say_left_out(show: Show, count: int, why: str) -> None:
     if count:
         show.say(f"{count} problems {why} and are left out")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lgrpo import evaluate
 from lgrpo.budget import Budget, reporter
-from lgrpo.console import Show
 from lgrpo.engine import Engine
 from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
@@ -34,6 +33,7 @@ from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
 from lgrpo.runs.durable import remove_folder
+from lgrpo.screen import Show
 from lgrpo.stages import PROGRESS, Stages
 from lgrpo.superposition import LatentSettings
 

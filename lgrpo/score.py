@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lgrpo import ask, console, session
+from lgrpo import ask, session
 from lgrpo import evaluate as evaluation
 from lgrpo.engine import Engine
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
+from lgrpo.screen import Show
+from lgrpo.screen.scores import scores
 from lgrpo.verify import Verifier
 
 EVALUATED = 500  # problems of an endless source
@@ -34,7 +36,7 @@ def evaluate(
     for checkpoint in names:
         session.find(checkpoint)  # all names first: a wrong one must not cost the minutes of those before it
     results: list[dict[str, Any]] = []
-    with Verifier() as grader, console.Show() as show:
+    with Verifier() as grader, Show() as show:
         for checkpoint in names:
             policy = session.load(checkpoint, where.value)
             endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
@@ -50,7 +52,7 @@ def evaluate(
         print(json.dumps(results[0] if len(results) == 1 else results))
     else:
         rows = [{"checkpoint": one["checkpoint"], **row} for one in results for row in one["results"]]
-        console.scores(rows, sys.stdout)
+        scores(rows, sys.stdout)
 
 
 def _score(
@@ -61,7 +63,7 @@ def _score(
     samples: int,
     seed: int,
     grader: Verifier,
-    show: console.Show,
+    show: Show,
     name: str,
 ) -> evaluation.Score:
     engine = Engine(

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lgrpo.console import Show
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
 from lgrpo.latent_sft.fit import Part, learning_rate, only_trained, optimizer_of
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.policy.checkpointing import checkpointed
 from lgrpo.runs import Run
+from lgrpo.screen import Show
 
 PROGRESS = "progress"  # name of the checkpoint
 STATE, TENSORS = "init_state.json", "init_state.safetensors"

@@ -1,4 +1,4 @@
-"""Words and numbers for people, as plain strings: what console.py shows and other files may write."""
+"""Words and numbers for people, as plain strings: what the screen shows and other files may write."""
 
 from __future__ import annotations
 

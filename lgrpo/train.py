@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
 from lgrpo.budget import reporter
-from lgrpo.console import Show
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
@@ -31,6 +30,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.screen import Show
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 

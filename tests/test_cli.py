@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from lgrpo import plan, tiny
 from lgrpo.cli import main
-from lgrpo.console import Show
 from lgrpo.latent_sft import schedule
 from lgrpo.policy import Card, Policy
+from lgrpo.screen import Show
 from lgrpo.verify import Verifier
 
 COMMANDS = ("init", "train", "sample", "eval")
@@ -486,3 +486,10 @@ def test_a_run_does_not_go_on_with_other_data(latent: str, ctrl_c: list[int]) ->
     refused = lgrpo("train")
     assert refused.exit_code == 2
     assert "holds another run (data_hash " in refused.stderr
+
+
+def test_an_error_is_one_line_whatever_it_quotes():
+    result = CliRunner().invoke(main, ["sample", "3 + 4", "--model", "runs/x\n\x1b[2J"])
+    assert result.exit_code == 2
+    assert "there is no 'runs/x\\n\\x1b[2J'" in result.stderr
+    assert "\x1b" not in CliRunner().invoke(main, ["eval", "--runs", "\x1b[2J"]).stderr

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from lgrpo import arithmetic, tiny
-from lgrpo.console import Show
 from lgrpo.groups import Group, Sampler
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Rollout
 from lgrpo.runs import Run
+from lgrpo.screen import Show
 from lgrpo.train import train
 
 PROBLEMS = list(itertools.islice(arithmetic.draw("train", 3), 12))

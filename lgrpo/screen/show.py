@@ -1,13 +1,10 @@
-"""What a person sees of a run, all of it on stderr. The only file that knows rich.
+"""The progress of one command, on stderr.
 
 With a terminal: a table of settings, then one calm panel (bar, numbers, a recent sample) that is redrawn in place.
-Without one, or with TERM=dumb: plain lines and no control characters. NO_COLOR is honoured. Text from models and data
-is shown as it is, never obeyed: no markup, no escape sequences.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -15,15 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
-from rich.box import ROUNDED, SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.box import ROUNDED
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lgrpo.text import clean, columns, duration, number, setting
+from lgrpo.screen.terminal import console_on, line, table
+from lgrpo.text import clean, duration, number, setting
 
 _WIDEST = 110  # columns: beyond that a line of text is hard to read and a bar says no more
 _LINE_EVERY = 1.0  # seconds between two plain lines of one stage
@@ -75,7 +73,7 @@ class Show:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file = file or sys.stderr
-        self._console = _console(self._file, live, width)
+        self._console = console_on(self._file, live, width)
         self._clock = clock
         self._pace: Pace | None = None
         self._numbers: dict[str, str] = {}
@@ -90,7 +88,7 @@ class Show:
     def plan(self, settings: Sequence[Any]) -> None:
         """A table of settings; each has `name`, `value` and `reason`."""
         rows = [(entry.name, setting(entry.value), entry.reason) for entry in settings]
-        _table(self._console, ["setting", "value", "why"], rows)
+        table(self._console, ["setting", "value", "why"], rows)
 
     def stage(self, title: str, total: int, done: int = 0) -> None:
         """Begin a stage of `total` steps, `done` of them before (on resuming); ends the stage before it."""
@@ -164,8 +162,8 @@ class Show:
             self._waiting = None
             self._next_line = self._clock() + _LINE_EVERY
 
-    def _print(self, line: str, style: str = "", lead: str = "") -> None:
-        _line(self._console, Text.assemble((lead, "bold yellow"), (line, style)))
+    def _print(self, text: str, style: str = "", lead: str = "") -> None:
+        line(self._console, Text.assemble((lead, "bold yellow"), (text, style)))
 
     # -- the panel
 
@@ -223,73 +221,6 @@ def _grid(numbers: Mapping[str, str], width: int) -> list[Text]:
     across = max(1, (width + 3) // (names + values + 4))
     cells = [Text.assemble((name.ljust(names), "dim"), " ", value.rjust(values)) for name, value in numbers.items()]
     lines = [Text("   ").join(cells[at : at + across]) for at in range(0, len(cells), across)]
-    for line in lines:
-        line.truncate(width, overflow="ellipsis")
+    for shown in lines:
+        shown.truncate(width, overflow="ellipsis")
     return lines
-
-
-def scores(rows: Sequence[Mapping[str, Any]], file: TextIO | None = None, width: int | None = None) -> None:
-    """Results of `eval` as a table: one row each, with the keys of `eval --json`, and `checkpoint` where given."""
-    console = _console(file or sys.stderr, None, width)
-    ks = sorted({str(k) for row in rows for k in row.get("pass@k", {})}, key=int)
-    words = ["checkpoint"] * any("checkpoint" in row for row in rows) + ["benchmark"]
-    head = [*words, "problems", "Pass@1", *(f"pass@{k}" for k in ks), "latent", "explicit", "length", "invalid"]
-    cells = [
-        [
-            *(str(row.get(word, "")) for word in words),
-            str(row["problems"]),
-            f"{row['pass@1']:.3f} ± {row['pass@1_se']:.3f}",
-        ]
-        + [_or_dash({str(of): rate for of, rate in row.get("pass@k", {}).items()}, k, "{:.3f}") for k in ks]
-        + [_or_dash(row, key, "{:.1f}") for key in ("latent_length", "explicit_length", "length")]
-        + [_or_dash(row, "invalid", "{:.1%}")]
-        for row in rows
-    ]
-    if len(words) == 1 or not console.is_terminal or len(max(columns([head, *cells]), key=len)) <= console.width:
-        _table(console, head, cells, words=len(words))
-        return
-    for name in dict.fromkeys(row[0] for row in cells):  # too narrow: a table for each checkpoint, its name above
-        _line(console, Text(clean(name), style="bold"))
-        _table(console, head[1:], [row[1:] for row in cells if row[0] == name], words=1)
-
-
-def error(text: str, file: TextIO | None = None) -> None:
-    """What is wrong and what to do about it, in one line."""
-    _line(_console(file or sys.stderr), Text.assemble(("error: ", "bold red"), clean(text)))
-
-
-def _or_dash(row: Mapping[str, Any], key: str, form: str) -> str:
-    value = row.get(key)
-    return "-" if value is None else form.format(value)
-
-
-def _table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], words: int | None = None) -> None:
-    """A table on a terminal, aligned lines elsewhere; columns from `words` on are numbers, the first never wraps."""
-    rows = [[clean(cell) for cell in row] for row in rows]
-    if not console.is_terminal:
-        print("\n".join(columns([head, *rows])), file=console.file, flush=True)
-        return
-    wide = len(max(columns([head, *rows]), key=len)) > console.width
-    gap = (0, 0) if wide and words is not None else (0, 1, 0, 0)  # numbers rather closer together than folded
-    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=gap, header_style="bold", border_style="dim")
-    for at, name in enumerate(head):
-        numeric = words is not None and at >= words
-        grid.add_column(
-            name, no_wrap=words is None and at == 0, overflow="fold", justify="right" if numeric else "left"
-        )
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    console.print(grid, Text())
-
-
-def _line(console: Console, text: Text) -> None:
-    if console.is_terminal:
-        console.print(text)
-    else:  # one line stays one line, however long
-        print(text.plain, file=console.file, flush=True)
-
-
-def _console(file: TextIO, live: bool | None = None, width: int | None = None) -> Console:
-    if live is None:
-        live = file.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
-    return Console(file=file, force_terminal=live, width=width, highlight=False, markup=False, emoji=False)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 from rich.cells import cell_len
 
-from lgrpo.console import Pace, Show, error, scores
+from lgrpo.screen.scores import scores
+from lgrpo.screen.show import Pace, Show
 from lgrpo.text import clean, columns, duration, number, setting
 
 NASTY = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] :smile: \u202e gnp \ud800 a\r\nb\tc"
@@ -62,7 +63,6 @@ def test_plain_output_has_no_control_characters(monkeypatch):
     with Show(file) as show:
         everything(show)
     scores([ROW | {"benchmark": NASTY, "checkpoint": NASTY}], file)
-    error(NASTY, file)
     assert not CONTROL.search(file.getvalue())
     assert "[bold]loud[/bold]" in file.getvalue()
 
@@ -71,7 +71,6 @@ def test_terminal_gets_no_escape_sequence_of_the_text_and_fits_80_columns():
     file = Terminal()
     with Show(file, width=80) as show:
         everything(show)
-    error(NASTY, file)
     shown = ESCAPE.sub("", file.getvalue())
     assert "\x1b[31mred" not in file.getvalue()
     assert "\\x1b[31mred" in shown
@@ -182,7 +181,7 @@ def test_step_without_stage_is_a_mistake_of_the_caller():
 
 PROGRAM = """
 import sys
-from lgrpo.console import Show
+from lgrpo.screen import Show
 with Show() as show:
     show.stage("walk", 2)
     show.step(1, {"loss": 0.5})
@@ -259,12 +258,6 @@ def test_scores_of_several_checkpoints_fit_80_columns_with_every_digit():
     file = Terminal()
     scores([row | {"checkpoint": "runs/" + name} for name in ("a" * 30, "b" * 30)], file, width=200)
     assert ESCAPE.sub("", file.getvalue()).count("Pass@1") == 1
-
-
-def test_error_is_one_line():
-    file = io.StringIO()
-    error("there is no 'x\n\x1b[2J'; name another", file)
-    assert file.getvalue() == "error: there is no 'x \\x1b[2J'; name another\n"
 
 
 @pytest.mark.parametrize(
