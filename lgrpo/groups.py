@@ -1,6 +1,8 @@
 """Drawing groups of rollouts that teach something (docs/method.md, 4, dynamic sampling)."""
 
-from collections.abc import Sequence
+import itertools
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,10 @@ from lgrpo.rollout import Request, Rollout
 class Grader(Protocol):
     """Anything that scores responses: `verify.Verifier`."""
 
+    @property
+    def failures(self) -> int:
+        """Answers that could not be checked so far."""
+
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         """One reward a response, 1.0 where its boxed answer is equivalent to the reference."""
 
@@ -29,6 +35,7 @@ class Group:
     problem: Problem
     rollouts: list[Rollout]
     rewards: list[float]  # 1.0 right, 0.0 wrong
+    texts: Sequence[str] = ()  # the hard tokens of each rollout, decoded
 
     def has_signal(self, settings: TrainSettings) -> bool:
         """Rewards differ, and masking leaves some rollout an advantage."""
@@ -42,6 +49,9 @@ class Drawn:
     kept: list[Group]  # with signal, at most `batch`
     seen: list[Group]  # all that were rolled out
     cursor: int  # prompts drawn in the whole run, after this
+    rollout_s: float = 0.0  # seconds of rolling out, and of checking answers
+    verify_s: float = 0.0
+    unchecked: int = 0  # answers that could not be checked
 
 
 def advantages_of(groups: Sequence[Group], settings: TrainSettings) -> Tensor:
@@ -60,10 +70,18 @@ class Sampler:
     """Rolls out problems in a seeded order. A draw depends on (seed, cursor) alone."""
 
     def __init__(
-        self, policy: Policy, engine: Engine, problems: Sequence[Problem], grader: Grader, settings: TrainSettings
+        self,
+        policy: Policy,
+        engine: Engine,
+        problems: Sequence[Problem],
+        grader: Grader,
+        settings: TrainSettings,
+        phase: Callable[[str], None] = lambda text: None,
     ):
+        """`phase` hears what is being done, often."""
         self.policy, self.engine, self.problems = policy, engine, problems
-        self.grader, self.settings = grader, settings
+        self.grader, self.settings, self.phase = grader, settings, phase
+        self._rollout_s = self._verify_s = 0.0
 
     def collect(self, cursor: int) -> Drawn:
         """Draw groups from `cursor` on until `batch` have signal or `draws` batches' worth were drawn.
@@ -71,6 +89,8 @@ class Sampler:
         The size of each further draw follows from how many groups had signal so far.
         """
         wanted = self.settings.batch
+        self._rollout_s = self._verify_s = 0.0
+        failures = self.grader.failures
         kept: list[Group] = []
         seen: list[Group] = []
         for _ in range(self.settings.draws):
@@ -83,7 +103,7 @@ class Sampler:
             kept += [group for group in groups if group.has_signal(self.settings)]
             if len(kept) >= wanted:
                 break
-        return Drawn(kept[:wanted], seen, cursor)
+        return Drawn(kept[:wanted], seen, cursor, self._rollout_s, self._verify_s, self.grader.failures - failures)
 
     def _roll_out(self, cursor: int, count: int) -> list[Group]:
         settings = self.settings
@@ -95,14 +115,22 @@ class Sampler:
             for sample in range(settings.group):
                 key = noise.row_key(settings.seed, problem.key, epoch * settings.group + sample)
                 requests.append(Request(prompt, key, not settings.explicit, settings.noise_scale, settings.temperature))
-        rollouts = self.engine.generate(requests)
+        began, done = time.monotonic(), itertools.count(1)
+
+        def finished(number: int, rollout: Rollout) -> None:
+            self.phase(f"rolling out {next(done)}/{len(requests)}")
+
+        rollouts = self.engine.generate(requests, finished)
+        self._rollout_s += (ended := time.monotonic()) - began
+        self.phase("checking answers")
         texts = [self.policy.decode(rollout.hard_tokens) for rollout in rollouts]
         chosen = [self.problems[index] for _, index in places]
         references = [problem.answer for problem in chosen for _ in range(settings.group)]
         rewards = self.grader.grade(texts, references)
+        self._verify_s += time.monotonic() - ended
         size = settings.group
         return [
-            Group(problem, rollouts[at : at + size], rewards[at : at + size])
+            Group(problem, rollouts[at : at + size], rewards[at : at + size], texts[at : at + size])
             for problem, at in zip(chosen, range(0, len(rollouts), size), strict=True)
         ]
 

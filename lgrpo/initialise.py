@@ -36,6 +36,7 @@ from lgrpo.runs.durable import remove_folder
 from lgrpo.screen import Show
 from lgrpo.stages import PROGRESS, Stages
 from lgrpo.superposition import LatentSettings
+from lgrpo.watch import Watch
 
 LABELS, CHAINS = "labels", "labels.safetensors"  # checkpoint that is there until the run is finished, and its file
 
@@ -57,7 +58,8 @@ def initialise(
     """
     examples = _examples(policy, problems, schedule, show)
     with StopRequest(show.say) as stop:
-        stages = Stages({"decoder": policy.model}, len(examples), schedule, run, show, stop)
+        watch = Watch(run, show)
+        stages = Stages({"decoder": policy.model}, len(examples), schedule, watch, stop)
         labels = _load_labels(run)
         budget = Budget(schedule.micro_tokens, reporter(run, show))
         if labels is None:
@@ -72,7 +74,7 @@ def initialise(
             stages.resume()
             stages.skip(schedule.stage_1_steps)
         policy.card = replace(policy.card, mode="latent", recipe=schedule.recipe, k=schedule.k)
-        best = _Best(policy, held_out, schedule, grader, run, show)
+        best = _Best(policy, held_out, schedule, grader, watch)
 
         def score_and_save(step: int) -> None:
             best.look(step)
@@ -156,18 +158,19 @@ class _Best:
         held_out: Sequence[Problem],
         schedule: Schedule,
         grader: Grader,
-        run: Run | None,
-        show: Show,
+        watch: Watch,
     ):
         self.policy, self.held_out, self.schedule = policy, held_out, schedule
-        self.grader, self.run, self.show = grader, run, show
+        self.grader, self.watch, self.run = grader, watch, watch.run
         self._score = -1.0
         self._weights: dict[str, Tensor] = {}  # without a run: of the best so far
 
     def look(self, step: int) -> None:
         schedule = self.schedule
         settings = LatentSettings(schedule.k), TextSettings()
-        engine = Engine(self.policy, *settings, schedule.max_response, schedule.slots, self.show.warn)
+        show = self.watch.show
+        show.phase(f"scoring {len(self.held_out)} held-out problems")
+        engine = Engine(self.policy, *settings, schedule.max_response, schedule.slots, show.warn)
         answered = evaluate.answer(
             self.policy,
             engine,
@@ -179,12 +182,11 @@ class _Best:
             temperature=engine.text.temperature,
         )
         score = evaluate.summarise(answered)
-        self.show.step(step, {"held-out": score.pass_at_1, "length": score.length, "invalid": score.invalid})
+        self.watch.score(step, score, self.policy, answered, self.held_out, engine.latent.tau)
         one = answered[step % len(answered)]
         chain, text = readable(self.policy, one.rollout, engine.latent.tau)
-        self.show.sample(self.held_out[one.problem].problem, chain, text, one.right)
+        show.sample(self.held_out[one.problem].problem, chain, text, one.right)
         if self.run is not None:
-            self.run.event("held_out", step=step, **score.as_json("held-out"))
             self.run.save(f"walk-{step:06d}", self.policy.save, score.pass_at_1)
             self.run.prune(keep=(PROGRESS, LABELS))
         elif score.pass_at_1 > self._score:

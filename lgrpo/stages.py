@@ -16,9 +16,9 @@ from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
 from lgrpo.latent_sft.fit import Part, learning_rate, only_trained, optimizer_of
 from lgrpo.latent_sft.schedule import Schedule
+from lgrpo.memory.device import now_on
 from lgrpo.policy.checkpointing import checkpointed
-from lgrpo.runs import Run
-from lgrpo.screen import Show
+from lgrpo.watch import Watch
 
 PROGRESS = "progress"  # name of the checkpoint
 STATE, TENSORS = "init_state.json", "init_state.safetensors"
@@ -33,16 +33,16 @@ class Stages:
         modules: dict[str, nn.Module],
         examples: int,
         schedule: Schedule,
-        run: Run | None,
-        show: Show,
+        watch: Watch,
         stop: StopRequest,
     ):
         self.modules, self.examples, self.schedule = modules, examples, schedule
-        self.run, self.show, self.stop = run, show, stop
+        self.watch, self.run, self.stop = watch, watch.run, stop
         self.done = 0
         self._before = 0  # steps of the parts before this one
         self._saved: dict[str, Tensor] = {}  # of the optimizer that was interrupted
         self._optimizer_state: Callable[[], dict[str, Tensor]] = dict
+        self._device = next(iter(modules["decoder"].parameters())).device
 
     def fit(self, part: Part, every: int, after: Callable[[int], None]) -> None:
         """Take the steps of a part that are not done yet; `after(step)` follows every `every`-th and the last.
@@ -55,7 +55,7 @@ class Stages:
         self._before += part.steps
 
     def _fit(self, part: Part, first: int, every: int, after: Callable[[int], None]) -> None:
-        self.show.stage(part.name, part.steps, first)
+        self.watch.stage(part.name, part.steps, first, self._before)
         only_trained(part.parameters, *self.modules.values())
         optimizer = optimizer_of(part, self.schedule)
         if first:
@@ -69,11 +69,9 @@ class Stages:
             report = optimizer.step()
             self.done = self._before + step + 1
             if report.skipped:
-                self.show.warn(f"{part.name} step {step + 1}: a gradient was not finite; the step was left out")
-            numbers = {**numbers, "grad_norm": report.grad_norm}
-            if self.run is not None:
-                self.run.log(self.done, part=part.name, **numbers, moved=report.moved)
-            self.show.step(step + 1, numbers)
+                self.watch.show.warn(f"{part.name} step {step + 1}: a gradient was not finite; the step was left out")
+            numbers = {**numbers, "grad_norm": report.grad_norm, "moved": report.moved, **now_on(self._device)}
+            self.watch.step(step + 1, numbers, part=part.name)
             if (step + 1) % every == 0 or step + 1 == part.steps:
                 after(step + 1)
             elif self.stop:

@@ -55,6 +55,14 @@ def setting(value: Any) -> str:
     return clean(str(value))
 
 
+def gigabytes(size: float) -> str:
+    """Bytes for people: megabytes where it is less than a tenth of a gigabyte, terabytes where it is more."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB")):
+        if size >= 0.1 * unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e6:.1f} MB"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 42 s, 4:12 (minutes) or 1:04:12 (hours)."""
     whole = round(seconds)

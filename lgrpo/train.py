@@ -24,6 +24,7 @@ from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
 from lgrpo.learner import Learner
+from lgrpo.memory.device import now_on
 from lgrpo.memory.trial import trial
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
@@ -31,6 +32,8 @@ from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
 from lgrpo.screen import Show
+from lgrpo.verify import boxed
+from lgrpo.watch import Watch
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 
@@ -68,29 +71,32 @@ def train(
     engine = Engine(
         policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, fewer_rows
     )
-    sampler = Sampler(policy, engine, problems, grader, settings)
+    sampler = Sampler(policy, engine, problems, grader, settings, show.phase)
+    watch = Watch(run, show)
     learner = Learner(policy, settings, initial, reporter(run, show))
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)
     _try_worst_case(policy, engine, learner, settings, run, show)
-    show.stage("train", settings.steps, progress.step)
+    watch.stage("train", settings.steps, progress.step)
     with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
-            show.say(f"scoring the starting point on {len(held_out)} held-out problems")
-            _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
+            show.phase(f"scoring the starting point on {len(held_out)} held-out problems")
+            _score_and_save(policy, engine, held_out, grader, settings, learner, progress, watch, run)
         while progress.step < settings.steps and not stop:
-            started = time.monotonic()
             drawn = sampler.collect(progress.cursor)
-            rolled_out = time.monotonic()
             if not settings.keep_cache:
                 engine.release()
+            show.phase("learning")
+            began = time.monotonic()
             numbers = learner.learn(drawn.kept) if drawn.kept else {}
             progress = Progress(progress.step + 1, drawn.cursor)
-            times = {"rollout_s": rolled_out - started, "update_s": time.monotonic() - rolled_out}
-            _report(policy, settings, progress, drawn, {**numbers, **times}, run, show)
+            numbers = {**_seen(drawn, settings), **numbers, "update_s": time.monotonic() - began}
+            watch.step(progress.step, {**numbers, **now_on(policy.device)})
+            _say(policy, settings, progress, drawn, show)
             if progress.step % settings.eval_every == 0 or progress.step == settings.steps:
-                _score_and_save(policy, engine, held_out, grader, settings, learner, progress, run, show)
+                show.phase(f"scoring {len(held_out)} held-out problems")
+                _score_and_save(policy, engine, held_out, grader, settings, learner, progress, watch, run)
             elif stop:  # without a score: stopping must not give the choice of the best another candidate
                 _save(policy, learner, progress, run, None)
     if progress.step >= settings.steps:
@@ -112,37 +118,39 @@ def _try_worst_case(
         show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
-def _report(
-    policy: Policy,
-    settings: TrainSettings,
-    progress: Progress,
-    drawn: Drawn,
-    numbers: dict[str, float],
-    run: Run,
-    show: Show,
-) -> None:
-    """Numbers of one step: to metrics.jsonl, to the screen, and one sample."""
+def _seen(drawn: Drawn, settings: TrainSettings) -> dict[str, float]:
+    """Numbers of one draw (metrics.py)."""
     rollouts = [rollout for group in drawn.seen for rollout in group.rollouts]
-    seen = {
+    texts = [text for group in drawn.seen for text in group.texts]
+    positions = sum(rollout.length for rollout in rollouts)
+    return {
         "reward": fmean(reward for group in drawn.seen for reward in group.rewards),
         "signal": sum(group.has_signal(settings) for group in drawn.seen) / len(drawn.seen),
         "groups": len(drawn.kept),
+        "drawn": len(drawn.seen),
         "latent": fmean(rollout.latent_length for rollout in rollouts),
         "explicit": fmean(rollout.explicit_length for rollout in rollouts),
-        "invalid": sum(not rollout.valid for rollout in rollouts) / len(rollouts),
-        "positions": sum(rollout.length for rollout in rollouts),
+        "invalid": fmean(not rollout.valid for rollout in rollouts),
+        "boxed": fmean(boxed(text) is not None for text in texts),
+        "broken": sum(rollout.broken for rollout in rollouts),
+        "unchecked": drawn.unchecked / len(rollouts),
+        "positions": positions,
+        "rollout_s": drawn.rollout_s,
+        "verify_s": drawn.verify_s,
+        "tokens_per_s": positions / max(drawn.rollout_s, 1e-9),
     }
-    run.log(progress.step, **seen, **numbers)
-    show.step(progress.step, {**seen, **numbers})
+
+
+def _say(policy: Policy, settings: TrainSettings, progress: Progress, drawn: Drawn, show: Show) -> None:
+    """What a step lacked, and one of its answers."""
     if not drawn.kept:
         show.warn(f"step {progress.step}: no group had signal in {len(drawn.seen)} prompts; nothing was learnt")
     elif len(drawn.kept) < settings.batch:
         show.warn(f"step {progress.step}: only {len(drawn.kept)} of {settings.batch} groups had signal")
-    if broken := sum(rollout.broken for rollout in rollouts):
+    if broken := sum(rollout.broken for group in drawn.seen for rollout in group.rollouts):
         show.warn(f"step {progress.step}: {broken} rollouts ended where the model's logits were no numbers")
     group: Group = (drawn.kept or drawn.seen)[-1]
-    rollout = group.rollouts[0]
-    chain, answer = readable(policy, rollout, settings.tau)
+    chain, answer = readable(policy, group.rollouts[0], settings.tau)
     show.sample(group.problem.problem, chain, answer, group.rewards[0] > 0)
 
 
@@ -154,8 +162,8 @@ def _score_and_save(
     settings: TrainSettings,
     learner: Learner,
     progress: Progress,
+    watch: Watch,
     run: Run,
-    show: Show,
 ) -> None:
     """Pass@1 without noise on the held-out slice; the checkpoint carries it as its score."""
     answered = evaluate.answer(
@@ -169,11 +177,7 @@ def _score_and_save(
         temperature=settings.temperature,
     )
     score = evaluate.summarise(answered)
-    run.event("held_out", step=progress.step, **score.as_json("held-out"))
-    show.say(
-        f"step {progress.step}: held-out Pass@1 {score.pass_at_1:.3f} ± {score.pass_at_1_se:.3f}, "
-        f"length {score.latent_length:.1f} latent + {score.explicit_length:.1f} explicit"
-    )
+    watch.score(progress.step, score, policy, answered, held_out, settings.tau)
     _save(policy, learner, progress, run, score.pass_at_1)
 
 

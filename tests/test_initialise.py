@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lgrpo.errors import UserError
+from lgrpo.history import History
 from lgrpo.initialise import initialise
 from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.policy import Card, Policy
@@ -51,20 +52,30 @@ class Recorder:
         self.stages: list[tuple[str, int, int]] = []
         self.numbers: list[dict[str, Any]] = []
         self.said: list[str] = []
+        self.scores: list[Mapping[str, Any]] = []
         self.samples = 0
         self._stop_after = stop_after
         self._steps = 0
 
-    def stage(self, title: str, total: int, done: int = 0) -> None:
+    def stage(self, title: str, total: int, done: int = 0, history: Any = None) -> None:
         self.stages.append((title, total, done))
 
     def step(self, done: int, numbers: Mapping[str, Any]) -> None:
         if "grad_norm" not in numbers:
             return
-        self.numbers.append(dict(numbers))
+        self.numbers.append(computed(numbers))
         self._steps += 1
         if self._steps == self._stop_after:
             os.kill(os.getpid(), signal.SIGINT)
+
+    def phase(self, text: str) -> None:
+        pass
+
+    def score(self, score: Mapping[str, Any]) -> None:
+        self.scores.append(score)
+
+    def health(self, troubles: Sequence[Any]) -> None:
+        pass
 
     def sample(self, problem: str, chain: str, answer: str, right: bool) -> None:
         self.samples += 1
@@ -81,6 +92,8 @@ class Grader:
     def __init__(self, *shares: float):
         self._shares = list(shares)
 
+    failures = 0
+
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         share = self._shares.pop(0) if self._shares else 0.5
         return [float(number < share * len(responses)) for number in range(len(responses))]
@@ -88,6 +101,11 @@ class Grader:
 
 def weights(policy: Policy) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+
+
+def computed(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers without those the machine has a say in."""
+    return {name: value for name, value in numbers.items() if not name.startswith("memory_")}
 
 
 def start(folder: Path) -> Run:
@@ -119,10 +137,7 @@ def test_a_run_stopped_in_the_middle_of_parts_ends_where_an_uninterrupted_one_do
     expected, found = weights(whole), weights(pieces)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "pieces")
-    ]
+    lines = [[computed(one) for one in History.read(tmp_path / name).steps] for name in ("whole", "pieces")]
     assert lines[0] == lines[1]
     assert [line["step"] for line in lines[0]] == list(range(1, sum(STEPS.values()) + 1))
     assert best is not None

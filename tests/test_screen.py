@@ -5,13 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 from rich.cells import cell_len
 
+from lgrpo.health import Trouble
+from lgrpo.history import History
+from lgrpo.metrics import METRICS
+from lgrpo.screen import Show
+from lgrpo.screen.curves import curve
+from lgrpo.screen.pace import Pace
+from lgrpo.screen.panel import WIDEST
 from lgrpo.screen.scores import scores
-from lgrpo.screen.show import Pace, Show
 from lgrpo.text import clean, columns, duration, number, setting
 
 NASTY = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] :smile: \u202e gnp \ud800 a\r\nb\tc"
@@ -79,30 +86,107 @@ def test_terminal_gets_no_escape_sequence_of_the_text_and_fits_80_columns():
     assert max(cell_len(line) for line in re.split(r"[\r\n]", shown)) == 80
 
 
-def test_panel_shows_title_count_numbers_and_sample():
+def test_panel_shows_title_count_numbers_curve_and_sample():
     clock = Clock()
     file = Terminal()
-    with Show(file, width=80, clock=clock) as show:
+    with Show(file, width=80, height=24, clock=clock) as show:
         show.stage("Latent-GRPO", 200, done=40)
+        show.phase("rolling out 3/512")
         clock.now = 30.0
-        show.step(41, {"reward": 0.5, "held-out": 0.76})
-        show.step(41, {"reward": 0.25})
+        show.step(41, {"reward": 0.5, "latent": 9.04, "rollout_s": 1.0, "verify_s": 0.0, "update_s": 3.0})
+        show.step(41, {"reward": 0.25, "memory_free": 20.1e9})
+        show.phase("learning")
+        show.score({"step": 40, "pass@1": 0.81, "pass@1_se": 0.0123, "latent_length": 9.0, "explicit_length": 5.0})
         show.sample("How many pens?", "3*12 | 36", "29", right=True)
     panel = ESCAPE.sub("", file.getvalue()).split("╭")[-1]
-    head, _bar, numbers, _blank, *sample = [line.strip("│ \n") for line in panel.split("\n")[1:]]
-    assert re.fullmatch(r"Latent-GRPO +41/200  1:19:30 left", head)
-    assert re.fullmatch(r"reward +0.250 +held-out +0.760", numbers)  # the one given, and the one that still holds
-    assert sample[:3] == ["How many pens?", "3*12 | 36", "right  29"]
+    lines = [line.strip("│ \n") for line in panel.split("\n")[1:]]
+    assert re.fullmatch(r"Latent-GRPO  learning +41/200  30 s gone, 1:19:30 left", lines[0])
+    assert re.fullmatch(r"reward 0.250 +held-out Pass@1 0.810 ± 0.012  best", lines[2])
+    assert [line for line in lines if re.match("chain|time|device", line)] == [
+        "chain   latent 9.0",  # the one given, and the one that still holds
+        "time    rollout 1.0 s 25%   verify 0.0 s 0%   update 3.0 s 75%",
+        "device  free 20.1 GB",
+    ]
+    assert lines[lines.index("How many pens?") :][:3] == ["How many pens?", "3*12 | 36", "right  29"]
+
+
+def full(width, height, troubles=3):
+    """A panel with everything in it, as lines."""
+    with Show(Terminal(), width=width, height=height) as show:
+        show.stage("train", 100)
+        for step in range(1, 40):
+            show.step(step, dict.fromkeys(METRICS, 0.5 + step / 100))
+        for step in range(0, 40, 10):
+            show.score({"step": step, "pass@1": 0.81, "pass@1_se": 0.01, "latent_length": 9, "explicit_length": 5})
+        show.health([Trouble(str(n), "something is out of its range, in words " * 2, "this") for n in range(troubles)])
+        show.sample("problem " * 90, "word " * 900, "29 " * 90, right=True)
+        rows = show._console.render_lines(show._panel(), pad=False)
+        return ["".join(segment.text for segment in row) for row in rows]
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 50), (120, 30), (200, 24), (200, 60), (60, 20), (40, 12)])
+def test_panel_fits_its_terminal(width, height):
+    lines = full(width, height)
+    assert len(lines) <= height - 1  # one that scrolls cannot be drawn over
+    assert {cell_len(line) for line in lines} == {min(width, WIDEST)}
+    assert lines[0][0] + lines[-1][-1] == "╭╯"
+
+
+def test_a_wide_panel_has_numbers_beside_its_curves():
+    narrow = full(100, 40)
+    wide = full(160, 40)
+    assert not any("held-out" in line and "batch" in line for line in narrow)
+    assert any("held-out" in line and "batch" in line for line in wide)
+
+
+def test_health_is_said_in_words_and_what_is_too_much_is_counted():
+    lines = full(80, 50)
+    text = " ".join(line.strip("│ ") for line in lines)
+    assert "health  something is out of its range, in words" in text
+    assert "Usually helps: this." in text
+    assert "and 1 more, in events.jsonl" in text
+    lines = full(80, 50, troubles=0)
+    assert any("every number is in its range" in line for line in lines)
+
+
+def test_plain_health_is_said_when_it_begins_and_when_it_is_over():
+    file = io.StringIO()
+    trouble = Trouble("kl", "KL is 0.60 a position", "a lower --lr")
+    with Show(file) as show:
+        show.stage("train", 9)
+        for now in ([], [trouble], [replace(trouble, what="KL is 0.70 a position")], []):
+            show.health(now)
+    assert file.getvalue().splitlines()[1:-1] == [
+        "warning: KL is 0.60 a position. Usually helps: a lower --lr.",
+        "KL is in its range again",
+    ]
+
+
+def test_curves_go_on_from_the_history_of_a_run():
+    history = History([{"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.75}], [])
+    file = Terminal()
+    with Show(file, width=80, height=24) as show:
+        show.stage("train", 4, done=2, history=history)
+    assert "reward 0.750" in ESCAPE.sub("", file.getvalue())
 
 
 def test_panel_never_shrinks_below_its_largest_sample():
-    with Show(Terminal(), width=80) as show:
+    with Show(Terminal(), width=80, height=30) as show:
         show.stage("walk", 9)
         heights = []
         for chain in ("word " * 9, "word " * 900, "word " * 9):
             show.sample("problem", chain, "29", right=True)
             heights.append(len(show._console.render_lines(show._panel())))
-    assert heights == [8, 10, 10]
+    assert heights == [9, 11, 11]
+
+
+def test_a_curve_by_hand():
+    # two letters are four columns of four dots; the line falls a row a column, and joins to the row before
+    assert curve([(0, 1.0), (3, 0.0)], 2, 1, 3) == (["⠙⢦"], pytest.approx(-0.05), pytest.approx(1.05))
+    # points of one column become their mean, and values that hardly differ a line in the middle
+    assert curve([(0, 0.4), (0, 0.6), (3, 0.5)], 2, 1, 3) == (["⠒⠒"], pytest.approx(0.49), pytest.approx(0.51))
+    assert curve([(0, 0.5)], 2, 1, 9)[0] == ["⠂⠀"]  # a single point at the left of what is still to come
+    assert curve([], 2, 2, 9)[0] == ["⠀⠀"] * 2
 
 
 def plain_lines(clock, total, seconds):
@@ -115,18 +199,7 @@ def plain_lines(clock, total, seconds):
     return file.getvalue().splitlines()
 
 
-def test_plain_lines_come_at_most_one_a_second_and_the_last_always():
-    assert plain_lines(Clock(), 11, 0.25) == [
-        "walk: 11 steps",
-        "walk 1/11  loss 1.00  left 2 s",
-        "walk 5/11  loss 0.200  left 2 s",
-        "walk 9/11  loss 0.111  left 0 s",
-        "walk 11/11  loss 0.0909",
-        "walk: 11 steps in 3 s  loss 0.0909",
-    ]
-
-
-def test_slow_steps_each_have_their_plain_line():
+def test_each_step_has_its_plain_line():
     assert plain_lines(Clock(), 3, 100.0)[1:4] == [
         "walk 1/3  loss 1.00  left 3:20",
         "walk 2/3  loss 0.500  left 1:40",
@@ -152,10 +225,12 @@ def test_a_stage_that_goes_on_counts_only_the_steps_of_this_process():
 def test_plain_sample_comes_once_a_minute():
     clock, file = Clock(), io.StringIO()
     with Show(file, clock=clock) as show:
+        show.stage("walk", 9)
         for _ in range(100):
             show.sample("How many\npens?", "3*12", "29", right=False)
             clock.now += 1.0
-    assert file.getvalue() == "sample problem: How many pens?\nsample chain: 3*12\nsample wrong: 29\n" * 2
+    samples = ["sample problem: How many pens?", "sample chain: 3*12", "sample wrong: 29"]
+    assert file.getvalue().splitlines()[1:-1] == samples * 2
 
 
 def test_time_left_is_measured_in_this_process_and_counts_down():
@@ -175,7 +250,7 @@ def test_time_left_is_measured_in_this_process_and_counts_down():
 
 
 def test_step_without_stage_is_a_mistake_of_the_caller():
-    with Show(io.StringIO()) as show, pytest.raises(RuntimeError, match="before stage"):
+    with Show(io.StringIO()) as show, pytest.raises(RuntimeError, match="comes first"):
         show.step(1, {})
 
 

@@ -30,6 +30,8 @@ class Parity:
     def __init__(self, pattern: str = "parity"):
         self.pattern = pattern
 
+    failures = 0
+
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         if self.pattern == "never":
             return [0.0] * len(responses)
@@ -143,6 +145,8 @@ def sampler(pattern: Sequence[bool], **changes: object) -> Sampler:
     seen = itertools.count()
 
     class Grader:
+        failures = 0
+
         def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
             out: list[float] = []
             for _ in range(len(responses) // chosen.group):

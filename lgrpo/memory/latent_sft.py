@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
-from lgrpo.memory.reinforcement import STATE, Shape, activations, found, gigabytes, logits, smaller
+from lgrpo.memory.reinforcement import STATE, Shape, activations, found, logits, smaller
 from lgrpo.policy import Policy
+from lgrpo.text import gigabytes
 
 Row = tuple[str, Any, str]  # name, value, reason
 

@@ -7,7 +7,6 @@ gradients and activations do. The weights that the KL refers to wait on the host
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,9 +17,11 @@ from lgrpo.engine import PREFILL
 from lgrpo.engine.seats import Size
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
+from lgrpo.memory.device import available_on_host
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.policy.cache import bytes_per_column
+from lgrpo.text import gigabytes
 
 SPARE = 0.9  # share of a GPU's free memory that is planned with: the rest is lost between blocks
 ENOUGH = 4096  # positions that keep a device busy: below them checkpointing is the better way to save memory
@@ -254,12 +255,8 @@ def room_on(device: torch.device, weights: int) -> float | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return SPARE * (free + torch.cuda.memory_reserved(device))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return available[0] + weights if device.type == "cpu" and available else None
+    available = available_on_host()
+    return available + weights if device.type == "cpu" and available is not None else None
 
 
 def found(policy: Policy) -> tuple[Shape, float | None]:
@@ -275,11 +272,3 @@ def settle(
     shape, room = found(policy)
     settings = fit(shape, settings, room, chosen)
     return settings, plan_rows(shape, settings, room, rows)
-
-
-def gigabytes(size: float) -> str:
-    """For people: megabytes where it is less than a tenth of one, terabytes where it is more."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB")):
-        if size >= 0.1 * unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1e6:.1f} MB"

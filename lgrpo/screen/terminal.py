@@ -14,10 +14,13 @@ from rich.text import Text
 from lgrpo.text import clean, columns
 
 
-def console_on(file: TextIO, live: bool | None = None, width: int | None = None) -> Console:
+def console_on(file: TextIO, live: bool | None = None, width: int | None = None, height: int | None = None) -> Console:
+    """A console on `file`. live: as on a terminal (True), plain lines (False), or by what the file is."""
     if live is None:
         live = file.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
-    return Console(file=file, force_terminal=live, width=width, highlight=False, markup=False, emoji=False)
+    return Console(
+        file=file, force_terminal=live, width=width, height=height, highlight=False, markup=False, emoji=False
+    )
 
 
 def line(console: Console, text: Text) -> None:

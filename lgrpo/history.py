@@ -1,0 +1,62 @@
+"""What a run has shown so far: the numbers of its steps and its held-out scores, read back from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lgrpo.runs.durable import from_json
+
+RECENT = 3  # steps that are looked at together: one odd batch is no trouble
+
+
+@dataclass
+class History:
+    """`steps`: metrics of each, oldest first, `step` among them. `scores`: the run's held-out events, by step."""
+
+    steps: list[Mapping[str, Any]] = field(default_factory=list)
+    scores: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, run: Path) -> History:
+        """Of a run folder. Lines that are no JSON object, such as a torn last one, are passed over."""
+        steps: list[Mapping[str, Any]] = [
+            entry for entry in _lines(run / "metrics.jsonl") if isinstance(entry.get("step"), int)
+        ]
+        newest: dict[Any, Mapping[str, Any]] = {}  # a step that was scored again after a resume counts once
+        for event in _lines(run / "events.jsonl"):
+            if event.get("event") == "held_out":
+                newest[event.get("step")] = event
+        return cls(steps, [newest[step] for step in sorted(newest)])
+
+    def until(self, step: int) -> History:
+        """The part of it up to a step, where a run goes on."""
+        return History(*([one for one in some if one["step"] <= step] for some in (self.steps, self.scores)))
+
+    def last(self, name: str, count: int = RECENT) -> list[float]:
+        """The newest values of a metric, oldest first; empty where not all of the last `count` steps have it."""
+        values = [float(step[name]) for step in self.steps[-count:] if step.get(name) is not None]
+        return values if len(values) == count else []
+
+    def mean(self, name: str) -> float | None:
+        """Of the newest steps; None before there are enough."""
+        values = self.last(name)
+        return fmean(values) if values else None
+
+    def early(self, name: str) -> float | None:
+        """Mean of the first steps; None before there are as many again."""
+        values = [step[name] for step in self.steps[:RECENT] if step.get(name) is not None]
+        return fmean(values) if len(values) == RECENT and len(self.steps) >= 2 * RECENT else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            entry = from_json(line)
+            if entry is not None:
+                yield entry
