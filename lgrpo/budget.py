@@ -1,8 +1,12 @@
-"""How many positions a micro-batch may have: half as many, from there on, whenever memory runs out."""
+"""What is done where memory runs out: a micro-batch of half as many positions, from there on, or one line to the user.
+
+Docs/method.md, 5.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -14,13 +18,18 @@ if TYPE_CHECKING:
     from lgrpo.screen import Show
 
 Parts = list[list[int]]  # numbers of the rows of each micro-batch
+Report = Callable[[str, int], None]  # name of what was made smaller, and its value from here on
 T = TypeVar("T")
 
 
-class Budget:
-    """`positions` a micro-batch; `report(positions)` hears of each new value."""
+def unheard(name: str, value: int) -> None:
+    """A `Report` to nobody."""
 
-    def __init__(self, positions: int, report: Callable[[int], None] = lambda positions: None):
+
+class Budget:
+    """`positions` a micro-batch; `report("micro_tokens", positions)` hears of each new value."""
+
+    def __init__(self, positions: int, report: Report = unheard):
         self.positions, self.report = positions, report
 
     def spend(self, cut: Callable[[int], Parts], work: Callable[[Parts], T], undo: Callable[[], None]) -> T:
@@ -45,7 +54,7 @@ class Budget:
             raise single_row_too_long()
         while cut(self.positions) == parts:
             self.positions = max(1, self.positions // 2)
-        self.report(self.positions)
+        self.report("micro_tokens", self.positions)
 
 
 def single_row_too_long() -> UserError:
@@ -55,12 +64,28 @@ def single_row_too_long() -> UserError:
     )
 
 
-def reporter(run: Run | None, show: Show) -> Callable[[int], None]:
-    """What a Budget's `report` is in a run: an event, and a word to whoever is watching."""
+@contextmanager
+def needed(what: str) -> Iterator[None]:
+    """Inside, running out of memory is a UserError: there is no smaller way to have `what`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise no_room(what) from None
 
-    def halved(positions: int) -> None:
+
+def no_room(what: str) -> UserError:
+    return UserError(
+        f"out of memory: no room for {what}; take a smaller model or free memory on the device. "
+        "The same command goes on from the latest checkpoint"
+    )
+
+
+def reporter(run: Run | None, show: Show) -> Report:
+    """The `Report` of a run: an event, and a word to whoever is watching."""
+
+    def smaller(name: str, value: int) -> None:
         if run is not None:
-            run.event("out_of_memory", micro_tokens=positions)
-        show.warn(f"out of memory; the step is done again with micro_tokens {positions}, and the result is the same")
+            run.event("out_of_memory", **{name: value})
+        show.warn(f"out of memory; done again with {name} {value}, and the result is the same")
 
-    return halved
+    return smaller

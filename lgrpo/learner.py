@@ -1,13 +1,13 @@
 """One batch of groups becomes optimiser steps (docs/method.md, 3 to 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lgrpo import objective, scoring
-from lgrpo.budget import Budget, Parts
+from lgrpo.budget import Budget, Parts, Report, unheard
 from lgrpo.groups import Group, advantages_of, group_numbers
 from lgrpo.initial import Initial
 from lgrpo.optimizer import Optimizer
@@ -29,11 +29,11 @@ class Learner:
         policy: Policy,
         settings: TrainSettings,
         initial: Policy | None = None,
-        on_halved: Callable[[int], None] = lambda positions: None,
+        on_smaller: Report = unheard,
     ):
         """`initial`: what the KL is taken to, where `policy` has already moved on from it.
 
-        `on_halved(micro_tokens)` hears when memory ran out and the optimiser step is done again in smaller parts.
+        `on_smaller(name, value)` hears when memory ran out and an optimiser step is done again in smaller parts.
         """
         self.policy, self.settings = policy, settings
         for parameter in policy.model.parameters():
@@ -42,9 +42,13 @@ class Learner:
         for parameter in self.trainable:
             parameter.requires_grad_(True)
         self.initial = Initial(self.trainable, (initial or policy).trainable()) if settings.kl else None
-        self.budget = Budget(settings.micro_tokens, on_halved)
+        self.budget = Budget(settings.micro_tokens, on_smaller)
         self.optimizer = Optimizer(
-            self.trainable, settings.lr, settings.weight_decay, max_grad_norm=settings.max_grad_norm
+            self.trainable,
+            settings.lr,
+            settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            report=on_smaller,
         )
 
     def learn(self, groups: Sequence[Group]) -> dict[str, float]:

@@ -1,28 +1,36 @@
 """8-bit AdamW over weights whose exact float32 value is kept (docs/method.md, 5).
 
 A step of 1e-6 on a bfloat16 weight of 0.02 rounds to nothing, so the 16 bits that a bfloat16 weight lacks are kept
-beside it (exact.py); float32 weights are moved themselves. A tensor at a time is joined, moved and split again: what a
-step needs besides is 8 bytes for each weight of the largest tensor, not of the model.
+beside it (exact.py); float32 weights are moved themselves. A piece of a tensor at a time is joined, moved and split
+again: what a step needs besides is 8 bytes for each of at most PIECE weights, not of the model.
+
+Where memory runs out in the middle of a step, some weights have moved and others have not. All that a piece needs is
+therefore there before its first weight moves, and a gradient stays until its whole tensor has moved: the piece that
+failed is done again as smaller ones, and the step is the same to the bit.
 
 The update is bitsandbytes' own (arXiv 2110.02861): its functions are called rather than its class, which wants all
 float32 weights and gradients at once and waits for the device after every tensor.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lgrpo.budget import Report, needed, no_room, unheard
 from lgrpo.exact import join, split_
 
 SAMPLE = 256  # weights looked at per tensor for `moved`
 EPSILON = 1e-8
+PIECE = 1 << 24  # weights that are moved at a time: 128 MiB
 BLOCK = 256  # weights that share a scale in an 8-bit state: what bitsandbytes' kernels are compiled for
 SMALL = 4096  # tensors below this many weights keep float32 states, as in bitsandbytes
+T = TypeVar("T")
+_MOVING = "a piece of an optimiser step"
 
 
 class StepReport(NamedTuple):
@@ -52,12 +60,19 @@ class Optimizer:
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         max_grad_norm: float = 1.0,
+        report: Report = unheard,
     ):
-        self.parameters = list(parameters)
+        """`report("optimizer_piece", weights)` hears of a step that memory allowed in smaller pieces only.
+
+        Raises UserError where the states do not fit.
+        """
+        self.parameters, self.report = list(parameters), report
         self.lr, self.weight_decay, self.betas, self.max_grad_norm = lr, weight_decay, betas, max_grad_norm
+        assert all(parameter.is_contiguous() for parameter in self.parameters)
         half = torch.bfloat16
-        self.low = [torch.zeros_like(p, dtype=torch.int16) if p.dtype == half else None for p in self.parameters]
-        self.moments = [_fresh(parameter) for parameter in self.parameters]
+        with needed(f"the optimizer's states of {sum(p.numel() for p in self.parameters) / 1e6:,.1f} M weights"):
+            self.low = [torch.zeros_like(p, dtype=torch.int16) if p.dtype == half else None for p in self.parameters]
+            self.moments = [_fresh(parameter) for parameter in self.parameters]
         self.bitsandbytes = _bitsandbytes()
 
     def set_lr(self, lr: float) -> None:
@@ -70,45 +85,78 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> StepReport:
-        """Clip the gradients that have gathered in `parameters`, apply them and clear them."""
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(_norm(grads)) if grads else 0.0
-        if not grads or not norm < float("inf"):
+        """Clip the gradients that have gathered in `parameters`, apply them and clear them.
+
+        Raises UserError, with some weights moved and others not, where memory has no room for the smallest piece.
+        """
+        if all(p.grad is None for p in self.parameters):
+            return StepReport(0.0, 0.0, True)
+        norm = _once_more(lambda: float(_norm([p.grad for p in self.parameters if p.grad is not None])))
+        if not norm < float("inf"):
             self.clear()
             return StepReport(norm, 0.0, True)
-        del grads  # each goes as soon as it was applied
         scale = min(1.0, self.max_grad_norm / (norm + 1e-6))
-        changed, seen = [], 0
+        before = _once_more(self._sample)
+        smallest = PIECE
         for number, parameter in enumerate(self.parameters):
-            grad, parameter.grad = parameter.grad, None
-            exact = self.exact(number)
-            before = _sample(exact)
-            seen += len(before)
-            if grad is None:
-                continue
-            self._apply(number, exact, grad.float().mul_(scale).contiguous())
-            changed.append((_sample(exact) != before).sum())
-            if (low := self.low[number]) is not None:
-                split_(exact, parameter, low)
-        return StepReport(norm, float(torch.stack(changed).sum()) / seen, False)
+            if parameter.grad is not None:
+                smallest = min(smallest, self._move(number, scale))
+                parameter.grad = None
+                self.moments[number].step += 1
+        moved = _once_more(lambda: float((self._sample() != before).sum()))
+        if smallest < PIECE:
+            self.report("optimizer_piece", smallest)
+        return StepReport(norm, moved / len(before), False)
 
-    def _apply(self, number: int, exact: Tensor, grad: Tensor) -> None:
-        """Move `exact` by `grad`, both float32 and of one shape."""
-        assert exact.dtype == grad.dtype == torch.float32
-        functional, maps = self.bitsandbytes, _maps(exact.device)
-        moments = self.moments[number]
-        moments.step += 1
-        (beta1, beta2), first, second = self.betas, moments.state1, moments.state2
-        if moments.absmax1 is None:
-            functional.optimizer_update_32bit(
-                "adam", grad, exact, first, beta1, EPSILON, moments.step, self.lr, second, beta2,
+    def _sample(self) -> Tensor:
+        """The exact values of some weights of each tensor, float32 [S]: a copy."""
+        out = []
+        for parameter, low in zip(self.parameters, self.low, strict=True):
+            weights = _thinned(parameter.detach())
+            out.append(weights if low is None else join(weights, _thinned(low)))
+        return torch.cat(out)
+
+    def _move(self, number: int, scale: float) -> int:
+        """Move a parameter by its gradient times `scale`; returns the size of the smallest piece that took."""
+        start, piece, size = 0, PIECE, self.parameters[number].numel()
+        while start < size:
+            try:
+                self._move_piece(number, slice(start, min(start + piece, size)), scale)
+                start += piece
+                continue
+            except torch.OutOfMemoryError:  # what the failed piece holds is freed at the end of this block
+                if piece == BLOCK:
+                    raise no_room(_MOVING) from None
+            torch.cuda.empty_cache()
+            piece = max(BLOCK, min(piece, 1 << (size - start - 1).bit_length()) // 2)
+        return piece
+
+    def _move_piece(self, number: int, place: slice, scale: float) -> None:
+        """Move the weights at `place` of a flat tensor, from one bound of BLOCK weights to another or to the end.
+
+        Nothing has changed where it raises OutOfMemoryError: on a GPU the update and `split_` need no memory.
+        """
+        parameter, low, moments = self.parameters[number], self.low[number], self.moments[number]
+        assert parameter.grad is not None
+        maps, weights = _maps(parameter.device), parameter.detach().view(-1)[place]
+        exact = weights if low is None else join(weights, low.view(-1)[place])
+        grad = parameter.grad.reshape(-1)[place].to(torch.float32, copy=True).mul_(scale)
+        assert exact.dtype == torch.float32
+        (beta1, beta2), step = self.betas, moments.step + 1
+        first, second = moments.state1.view(-1)[place], moments.state2.view(-1)[place]
+        if moments.absmax1 is None or moments.absmax2 is None:
+            self.bitsandbytes.optimizer_update_32bit(
+                "adam", grad, exact, first, beta1, EPSILON, step, self.lr, second, beta2,
                 weight_decay=self.weight_decay,
             )  # fmt: skip
         else:
-            functional.optimizer_update_8bit_blockwise(
-                "adam", grad, exact, first, second, beta1, beta2, 0.0, 0.0, EPSILON, moments.step, self.lr,
-                *maps, moments.absmax1, moments.absmax2, self.weight_decay,
+            blocks = slice(place.start // BLOCK, -(-place.stop // BLOCK))
+            self.bitsandbytes.optimizer_update_8bit_blockwise(
+                "adam", grad, exact, first, second, beta1, beta2, 0.0, 0.0, EPSILON, step, self.lr,
+                *maps, moments.absmax1[blocks], moments.absmax2[blocks], self.weight_decay,
             )  # fmt: skip
+        if low is not None:
+            split_(exact, weights, low.view(-1)[place])
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -184,6 +232,18 @@ def _norm(grads: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // SAMPLE)].clone()
+def _thinned(tensor: Tensor) -> Tensor:
+    """Every so many-th element, about SAMPLE of them: a view."""
+    flat = tensor.view(-1)
+    return flat[:: max(1, len(flat) // SAMPLE)]
+
+
+def _once_more(work: Callable[[], T]) -> T:
+    """`work()`, which changes nothing, again where it runs out of memory: it needs so little."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass  # what the failed attempt holds is freed at the end of this block
+    torch.cuda.empty_cache()
+    with needed(_MOVING):
+        return work()

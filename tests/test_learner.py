@@ -307,16 +307,17 @@ def test_after_running_out_of_memory_the_same_step_is_taken_in_smaller_parts(
     made = [models.policy("qwen2", torch.float32) for _ in range(2)]
     initial, groups = another_policy(torch.float32), drawn(made[0], 8)
     settings = replace(SETTINGS, kl=0.1, batch=8, update_batch=4, micro_tokens=150)
-    smooth: list[int] = []
-    expected = Learner(made[0], settings, initial, smooth.append).learn(groups)
-    halved: list[int] = []
+    smooth: list[tuple[str, int]] = []
+    expected = Learner(made[0], settings, initial, lambda *told: smooth.append(told)).learn(groups)
+    halved: list[tuple[str, int]] = []
     with monkeypatch.context() as context:
         out_of_memory(context, made[1], fails)
-        learner = Learner(made[1], settings, initial, halved.append)
+        learner = Learner(made[1], settings, initial, lambda *told: halved.append(told))
         numbers = learner.learn(groups)
     assert smooth == []
     assert halved
-    assert learner.budget.positions == halved[-1] < 150
+    assert halved[-1] == ("micro_tokens", learner.budget.positions)
+    assert learner.budget.positions < 150
     assert {**numbers, "padding": 0} == pytest.approx({**expected, "padding": 0}, rel=1e-4, abs=1e-6)
     start = models.policy("qwen2", torch.float32)
     for ours, theirs, before in zip(made[1].trainable(), made[0].trainable(), start.trainable(), strict=True):
@@ -332,6 +333,6 @@ def test_a_single_row_that_does_not_fit_ends_with_the_remedy(monkeypatch: pytest
     out_of_memory(monkeypatch, policy, lambda positions, gradient, before: gradient and positions > 15)
     halved: list[int] = []
     with pytest.raises(UserError, match="max_response"):
-        Learner(policy, SETTINGS, None, halved.append).learn(groups)
+        Learner(policy, SETTINGS, None, lambda name, value: halved.append(value)).learn(groups)
     assert len(halved) > 3
     assert all(torch.equal(p, start) and p.grad is None for p, start in zip(policy.trainable(), before, strict=True))

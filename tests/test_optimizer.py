@@ -1,14 +1,18 @@
 """8-bit AdamW over exact weights against torch's AdamW and against itself over float32, and its resume."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lgrpo.errors import UserError
 from lgrpo.exact import join, split_
-from lgrpo.optimizer import Optimizer
+from lgrpo.optimizer import PIECE, Optimizer, StepReport
 
 SMALL, LARGE = (40, 100), (64, 64)  # below 4,096 elements bitsandbytes keeps float32 states
 
@@ -261,3 +265,101 @@ def test_a_bfloat16_run_goes_on_in_float32_from_the_exact_weights(shape: tuple[i
     after.load_state(before.state())
     assert torch.equal(whole, before.exact(0))
     assert not torch.equal(whole, half.float())
+
+
+# -- memory
+
+
+class ShortOfMemory(TorchDispatchMode):
+    """Runs out of memory where an operation asks for new memory and `fails(bytes, such operations before)`.
+
+    What bitsandbytes does to the weights counts as one operation that asks for none, as on a GPU.
+    """
+
+    def __init__(self, fails: Callable[[int, int], bool]):
+        super().__init__()
+        self.fails, self.before, self.failed = fails, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and func._schema.returns[0].alias_info is None:
+            self.before += 1
+            if self.fails(out.nbytes, self.before - 1):
+                self.failed += 1
+                raise torch.OutOfMemoryError("injected")
+        return out
+
+
+SHAPES = [LARGE, (67, 129), (5,), SMALL]  # whole blocks of 256; 33 and three quarters; smaller than one; float32 states
+
+
+def after_a_step(dtype: torch.dtype, fails: Callable[[int, int], bool]) -> tuple[StepReport, list[Tensor], list[Any]]:
+    """Report, all tensors and what was told of a second step, in which memory is short; and how often it was."""
+    torch.manual_seed(0)
+    weights, told = [parameter(*shape, dtype=dtype) for shape in SHAPES], []
+    optimizer = Optimizer(weights, lr=1e-3, report=lambda name, value: told.append((name, value)))
+    advance(optimizer, weights, range(1), dtype)
+    for weight, gradient in zip(weights, gradients(1, SHAPES, dtype), strict=True):
+        weight.grad = gradient
+    with ShortOfMemory(fails) as memory:
+        report = optimizer.step()
+    assert all(weight.grad is None for weight in weights)
+    assert bool(told) <= bool(memory.failed)
+    return report, [*weights, *optimizer.state().values()], [memory.failed, *told]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_may_run_out_at_any_moment_of_a_step_and_nothing_changes(dtype: torch.dtype) -> None:
+    """Once at each operation that needs memory: before the first weight moves, between tensors, after the last."""
+    report, expected, _ = after_a_step(dtype, lambda size, before: False)
+    assert report.moved > 0.9
+    at, smaller = 0, 0
+    while True:
+        found, tensors, (failed, *told) = after_a_step(dtype, lambda size, before: before == at)  # noqa: B023
+        assert found == report, at
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, expected, strict=True)), at
+        smaller += len(told)
+        if not failed:
+            break
+        at += 1
+    needed = 2 if dtype == torch.bfloat16 else 1  # by a piece: its scaled gradient, and bfloat16's exact value
+    assert smaller == needed * len(SHAPES)
+    assert at > smaller
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_is_taken_in_pieces_as_small_as_memory_asks_for(dtype: torch.dtype) -> None:
+    """Four bytes a weight: of 8,643 weights 2,048 at a time are the most that do not pass 10,000 bytes."""
+    report, expected, _ = after_a_step(dtype, lambda size, before: False)
+    found, tensors, (failed, *told) = after_a_step(dtype, lambda size, before: size > 10_000)
+    assert found == report
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, expected, strict=True))
+    assert told == [("optimizer_piece", 2048)]  # once a step, however many tensors it holds for
+    assert failed == 5  # the largest tensor whole, in 8,192 and in 4,096; the two of about 4,096 whole
+
+
+@pytest.mark.parametrize("allowed", [0, 6, 8])
+def test_a_step_without_any_memory_ends_with_the_remedy(allowed: int) -> None:
+    """While the norm is computed (six operations), while weights are looked at (one), after the first has moved."""
+    weights = [parameter(*shape) for shape in SHAPES]
+    optimizer = Optimizer(weights, lr=1e-3)
+    before = [weight.detach().clone() for weight in weights]
+    for weight, gradient in zip(weights, gradients(1, SHAPES, torch.float32), strict=True):
+        weight.grad = gradient
+    with pytest.raises(UserError, match="smaller model or free memory"), ShortOfMemory(lambda _, n: n >= allowed):
+        optimizer.step()
+    moved = [not torch.equal(weight, start) for weight, start in zip(weights, before, strict=True)]
+    assert moved == [allowed == 8, False, False, False]
+
+
+def test_states_that_do_not_fit_are_said_in_one_line() -> None:
+    weights = [parameter(1000, 1500)]
+    with (
+        pytest.raises(UserError, match=r"states of 1\.5 M weights"),
+        ShortOfMemory(lambda size, before: size > 10_000),
+    ):
+        Optimizer(weights, lr=1e-3)
+
+
+def test_pieces_are_whole_blocks() -> None:
+    assert PIECE % 256 == 0

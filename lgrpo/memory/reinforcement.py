@@ -18,6 +18,7 @@ from lgrpo.engine.seats import Size
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.memory.device import available_on_host
+from lgrpo.optimizer import PIECE
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.policy.cache import bytes_per_column
@@ -124,7 +125,7 @@ def use(shape: Shape, settings: TrainSettings) -> Use:
     head = logits(shape, positions)
     drawn = rows * shape.vocabulary * DRAWN  # a graph holds it, and lends it to nobody
     prefill = PREFILL * (item * (3 * shape.inner + 8 * shape.hidden) + shape.column)
-    moving = 8 * shape.largest  # when the activations are gone
+    moving = 8 * min(shape.largest, PIECE)  # when the activations are gone
     return Use(
         weights=item * shape.parameters,
         exact=(2 if item == 2 else 0) * shape.trained,
