@@ -340,7 +340,7 @@ def test_a_rehearsal_leaves_nothing_behind(limit: int) -> None:
 def test_one_row_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = models.policy()
     short_of_memory(policy, 0, monkeypatch)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="single rollout"):
         engine(policy, slots=2).generate(mixed_requests())
 
 

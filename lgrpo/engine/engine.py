@@ -22,6 +22,7 @@ from lgrpo.engine.decode import TextSettings
 from lgrpo.engine.graphs import Graphs, NoGraphError
 from lgrpo.engine.seats import Arrival, Prompt, Size
 from lgrpo.engine.slots import Slots
+from lgrpo.errors import UserError
 from lgrpo.policy import Policy
 from lgrpo.policy.cache import columns_that_fit
 from lgrpo.rollout import Request, Rollout
@@ -72,7 +73,7 @@ class Engine:
         """One rollout a request, in the order of the requests. `on_finish(number, rollout)` hears of each as it ends.
 
         Where memory runs out, half as many rows are kept in flight, and the unfinished ones begin again: a rollout
-        does not depend on when it is made. Raises torch.OutOfMemoryError when one row alone does not fit.
+        does not depend on when it is made. Raises UserError when one row alone does not fit.
         """
         rollouts: dict[int, Rollout] = {}
         while len(rollouts) < len(requests):
@@ -135,7 +136,10 @@ class Engine:
                         on_finish(number, rollout)
         except torch.OutOfMemoryError:
             if self.slots == 1:
-                raise
+                raise UserError(
+                    "out of memory on a single rollout: shorten it (max_response), take a smaller model or free memory "
+                    "on the device"
+                ) from None
             return False
         return True
 
