@@ -14,6 +14,7 @@ from statistics import fmean
 import click
 
 from lgrpo import arithmetic, evaluate, plan, session
+from lgrpo.compare import clustered_standard_error
 from lgrpo.engine import Engine
 from lgrpo.verify import Verifier
 
@@ -53,7 +54,7 @@ def main(pairs: tuple[str, ...], problems: int, runs: int, noise: float) -> None
             rows.append(
                 {
                     "before": before, "after": after, "pass@1_before": fmean(old), "pass@1_after": fmean(new),
-                    "difference": fmean(gain), "difference_se": evaluate.clustered_standard_error(gain),
+                    "difference": fmean(gain), "difference_se": clustered_standard_error(gain),
                     "length_before": old_length, "length_after": new_length,
                 }
             )  # fmt: skip
@@ -62,12 +63,12 @@ def main(pairs: tuple[str, ...], problems: int, runs: int, noise: float) -> None
     print(f"pooled over {len(pairs)} pairs: {_signed(pooled)}")
     print(json.dumps({
         "problems": problems, "runs": runs, "noise": noise, "pairs": rows, "pooled": fmean(pooled),
-        "pooled_se": evaluate.clustered_standard_error(pooled),
+        "pooled_se": clustered_standard_error(pooled),
     }))  # fmt: skip
 
 
 def _signed(differences: list[float]) -> str:
-    return f"{fmean(differences):+.3f} ± {evaluate.clustered_standard_error(differences):.3f}"
+    return f"{fmean(differences):+.3f} ± {clustered_standard_error(differences):.3f}"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import comb, sqrt
-from statistics import fmean, stdev
+from math import comb
+from statistics import fmean
 
 from lgrpo import noise
+from lgrpo.compare import clustered_standard_error
 from lgrpo.engine import Engine
 from lgrpo.groups import Grader
 from lgrpo.policy import Policy
@@ -58,11 +59,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Unbiased estimate that at least one of k samples is right: 1 - C(n - c, k) / C(n, k). Needs k <= n."""
     assert 1 <= k <= samples
     return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def clustered_standard_error(per_problem: Sequence[float]) -> float:
-    """Standard error of the mean over problems; runs of one problem are no independent evidence."""
-    return stdev(per_problem) / sqrt(len(per_problem)) if len(per_problem) > 1 else 0.0
 
 
 def answer(

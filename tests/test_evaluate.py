@@ -5,7 +5,8 @@ from math import sqrt
 import pytest
 import torch
 
-from lgrpo.evaluate import Answered, clustered_standard_error, pass_at_k, summarise
+from lgrpo.compare import clustered_standard_error
+from lgrpo.evaluate import Answered, pass_at_k, summarise
 from lgrpo.rollout import LATENT, Rollout
 
 
