@@ -18,6 +18,7 @@ from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
+from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
 from lgrpo.screen import Show
@@ -100,7 +101,7 @@ def init(asked: InitOptions) -> Path:
         except KeyboardInterrupt:
             show.say(f"stopped; the same command goes on from where {out} stands")
             raise Stopped from None
-        show.say(f"saved {run.best()}; next: lgrpo train {out}")
+        show.say(f"saved {run.best()}, report {out / PAGE}; next: lgrpo train {out}")
     return out
 
 
@@ -187,7 +188,7 @@ def _train(asked: TrainOptions) -> Path:
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
         again = "" if run.finished else f"stopped; `lgrpo train {out}` goes on from here. "
-        show.say(f"{again}best checkpoint {run.best()}; `lgrpo eval {out}` scores it")
+        show.say(f"{again}best checkpoint {run.best()}, report {out / PAGE}; `lgrpo eval {out}` scores it")
         if not run.finished:
             raise Stopped
     return out

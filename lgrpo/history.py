@@ -24,10 +24,10 @@ class History:
     def read(cls, run: Path) -> History:
         """Of a run folder. Lines that are no JSON object, such as a torn last one, are passed over."""
         steps: list[Mapping[str, Any]] = [
-            entry for entry in _lines(run / "metrics.jsonl") if isinstance(entry.get("step"), int)
+            entry for entry in read_lines(run / "metrics.jsonl") if isinstance(entry.get("step"), int)
         ]
         newest: dict[Any, Mapping[str, Any]] = {}  # a step that was scored again after a resume counts once
-        for event in _lines(run / "events.jsonl"):
+        for event in read_lines(run / "events.jsonl"):
             if event.get("event") == "held_out":
                 newest[event.get("step")] = event
         return cls(steps, [newest[step] for step in sorted(newest)])
@@ -52,7 +52,8 @@ class History:
         return fmean(values) if len(values) == RECENT and len(self.steps) >= 2 * RECENT else None
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines; empty where there is none. A damaged line is passed over."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -81,7 +81,9 @@ def initialise(
             stages.save(step)
 
         stages.fit(walk_part(policy, examples, labels, schedule, budget), schedule.eval_every, score_and_save)
-    return best.finish()
+    chosen = best.finish()
+    watch.report()
+    return chosen
 
 
 def check_examples(policy: Policy, problems: Sequence[Problem], schedule: Schedule) -> None:

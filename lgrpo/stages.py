@@ -77,6 +77,7 @@ class Stages:
             elif self.stop:
                 self.save(step + 1)
             if self.stop and self.done < self.schedule.steps:
+                self.watch.report()
                 raise KeyboardInterrupt
         self._optimizer_state = dict  # its states must not stay beside those of the next part
 

@@ -101,6 +101,7 @@ def train(
                 _save(policy, learner, progress, run, None)
     if progress.step >= settings.steps:
         run.finish()
+    watch.report()
     best = run.best()
     assert best is not None
     return best

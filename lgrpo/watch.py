@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from lgrpo.screen import Show
 SAMPLES = 6  # held-out problems whose chains are kept with each score, always the same ones
 SAMPLE_STEPS = 60  # latent steps of them that are kept
 SAMPLE_WORDS = 4  # words of each
+REPORT_EVERY = 60.0  # seconds between two reports of a run that goes on
 
 
 class Watch:
@@ -26,6 +28,7 @@ class Watch:
         self.run, self.show = run, show
         self.history = History()
         self._offset = 0
+        self._reported = float("-inf")
         self._troubles: Sequence[health.Trouble] = ()
 
     def stage(self, title: str, total: int, done: int = 0, offset: int = 0) -> None:
@@ -59,6 +62,21 @@ class Watch:
         self.history.scores.append(facts)
         self.show.score(facts)
         self._look()
+        if time.monotonic() > self._reported + REPORT_EVERY:
+            self.report()
+
+    def report(self) -> None:
+        """The run's report as of now; a run goes on without one."""
+        if self.run is None:
+            return
+        from lgrpo.report import write_report  # matplotlib: slow to import, and not needed before the first score
+
+        self.show.phase("writing the report")
+        try:
+            write_report(self.run.folder)
+        except OSError as error:
+            self.show.warn(f"the report could not be written: {error.strerror}")
+        self._reported = time.monotonic()
 
     def _look(self) -> None:
         """Troubles to the screen, and each once to the run's events."""

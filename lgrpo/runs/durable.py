@@ -54,8 +54,13 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically and on disk when this returns. Raises OSError."""
+    write_bytes(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, atomically and on disk when this returns. Raises OSError."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+    beside.write_bytes(content)
     sync(beside)
     os.replace(beside, path)
     sync(path.parent)
