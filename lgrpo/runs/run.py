@@ -5,6 +5,7 @@
         metrics.jsonl       one object a step, no step twice
         events.jsonl        what happened besides: skipped steps, out of memory, resumed, ...
         checkpoints/<name>/ the caller's files (tensors as safetensors, the rest JSON) and saved.json
+        tensorboard/ wandb/ what a tracker wrote, where one was asked for (trackers.py)
         lock                held while a process works here
 
 Order and score of a checkpoint stand in its own saved.json, so "latest" and "best" are derived from what is there and
@@ -38,6 +39,7 @@ from lgrpo.runs.durable import (
 )
 from lgrpo.runs.provenance import this_process
 
+Listener = Callable[[str, Mapping[str, Any]], None]  # ("metrics" or the kind of an event, its entries)
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
 _ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
@@ -52,6 +54,7 @@ class Run:
         self.folder = folder
         self.record: dict[str, Any] = {}
         self.resumed = False
+        self.listeners: list[Listener] = []  # told each line of metrics, and each event, once it is written
         self._metrics: IO[str] | None = None
         with _writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +113,8 @@ class Run:
             remove_folder(self.folder / "checkpoints")
         for name in ("metrics.jsonl", "events.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
+        for name in ("tensorboard", "wandb"):  # what trackers.py had written of the run before
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         self.record = {
             "command": command,
             "identity": identity,
@@ -139,6 +144,7 @@ class Run:
                 self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._metrics.write(to_json({"step": step, **numbers}) + "\n")
             self._metrics.flush()
+        self._tell("metrics", {"step": step, **numbers})
 
     def rewind(self, step: int) -> None:
         """Drop the metrics after `step`: call it on resuming from there, before the first `log`."""
@@ -158,6 +164,11 @@ class Run:
         """Add one line to events.jsonl: what happened, when."""
         with _writing(self.folder), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(to_json({"time": now(), "event": kind, **detail}) + "\n")
+        self._tell(kind, detail)
+
+    def _tell(self, kind: str, entry: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(kind, entry)
 
     def update(self, **facts: Any) -> None:
         """Set entries of run.json, atomically: what was measured or decided after the start."""
