@@ -51,6 +51,11 @@ def shared(function: Callable[..., None]) -> Callable[..., None]:
 def training(function: Callable[..., None]) -> Callable[..., None]:
     """Options of the commands that write a run."""
     function = click.option(
+        "--log-to",
+        type=click.Choice(["tensorboard", "wandb", "trackio", "none"]),
+        help="Send the numbers to a tracker as well.  [default: none; a run that goes on: as it began]",
+    )(function)
+    function = click.option(
         "--overwrite", is_flag=True, help="Replace another run in the same folder.  [default: refuse]"
     )(function)
     function = click.option(

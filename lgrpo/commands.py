@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import plan, session
+from lgrpo import plan, session, trackers
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.initialise import check_examples, initialise
@@ -39,6 +39,7 @@ class Options:
     overwrite: bool = False
     seed: int = 0
     device: str | None = None
+    log_to: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class TrainOptions(Options):
 def init(asked: InitOptions) -> Path:
     """Latent-SFT of a base model; returns the run folder."""
     given = read_overrides(asked.overrides, Schedule)
+    trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
     policy = session.load(asked.base, where.value)
     name = asked.base or session.TINY
@@ -88,6 +90,7 @@ def init(asked: InitOptions) -> Path:
         Verifier() as grader,
         Run.start(out, "init", [chosen, where, *rows], identity=same, overwrite=asked.overwrite, **facts) as run,
         Show() as show,
+        trackers.tracking(run, asked.log_to, show.say),
     ):
         if run.finished:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
@@ -141,6 +144,7 @@ def _continued(folder: Path, record: dict[str, Any], asked: TrainOptions) -> Tra
 
 def _train(asked: TrainOptions) -> Path:
     given = read_overrides(asked.overrides, TrainSettings, without=["k"])
+    trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
     source = checkpoints.resolve_checkpoint(asked.checkpoint) if asked.checkpoint else None
     policy = session.load(source, where.value)
@@ -170,6 +174,7 @@ def _train(asked: TrainOptions) -> Path:
         Verifier() as grader,
         Run.start(out, "train", [where, *plan_rows], identity=same, overwrite=asked.overwrite, **facts) as run,
         Show() as show,
+        trackers.tracking(run, asked.log_to, show.say),
     ):
         initial = None
         if run.resumed and (latest := run.latest()):
@@ -198,7 +203,7 @@ def _init_first(asked: TrainOptions) -> InitOptions:
     """The `init` before a `train`: the same data and lengths. Rates and steps are the recipe's, not `train`'s."""
     both = {"limit", "max_prompt", "max_response"}
     overrides = [pair for pair in asked.overrides if pair.partition("=")[0].strip() in both]
-    same = {name: getattr(asked, name) for name in ("data", "recipe", "seed", "device")}
+    same = {name: getattr(asked, name) for name in ("data", "recipe", "seed", "device", "log_to")}
     return InitOptions(base=asked.checkpoint, overrides=overrides, **same)
 
 
