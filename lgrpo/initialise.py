@@ -28,6 +28,7 @@ from lgrpo.latent_sft.examples import Encoded, Example, encode, order
 from lgrpo.latent_sft.labels import Labels, write_labels
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.latent_sft.walk import walk_part
+from lgrpo.memory.latent_sft_trial import trial
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
@@ -62,19 +63,21 @@ def initialise(
         stages = Stages({"decoder": policy.model}, len(examples), schedule, watch, stop)
         labels = _load_labels(run)
         budget = Budget(schedule.micro_tokens, reporter(run, show))
+        engine = _engine(policy, schedule, run, show)
+        _try_worst_case(policy, engine, schedule, budget, stages.saved_steps(), run, show)
         if labels is None:
             encoder = Encoder(policy, schedule.ratio, schedule.k, schedule.output_scale)
             stages.modules["encoder"] = encoder
             stages.resume()
             for part in build_parts(policy, encoder, examples, schedule, budget):
                 stages.fit(part, schedule.save_every, stages.save)
-            labels = _label(policy, encoder, examples, schedule, run, show, stop)
+            labels = _label(policy, encoder, examples, budget, run, show, stop)
             del stages.modules["encoder"], encoder, part
         else:
             stages.resume()
             stages.skip(schedule.stage_1_steps)
         policy.card = replace(policy.card, mode="latent", recipe=schedule.recipe, k=schedule.k)
-        best = _Best(policy, held_out, schedule, grader, watch)
+        best = _Best(policy, engine, held_out, schedule, grader, watch)
 
         def score_and_save(step: int) -> None:
             best.look(step)
@@ -121,11 +124,38 @@ def _nothing_fits(encoded: Encoded, schedule: Schedule) -> UserError:
     )
 
 
+def _engine(policy: Policy, schedule: Schedule, run: Run | None, show: Show) -> Engine:
+    """What answers the held-out problems."""
+
+    def fewer_rows(line: str) -> None:
+        if run is not None:
+            run.event("rollouts", note=line)
+        show.warn(line)
+
+    settings = LatentSettings(schedule.k), TextSettings()
+    return Engine(policy, *settings, schedule.max_response, schedule.slots, fewer_rows)
+
+
+def _try_worst_case(
+    policy: Policy, engine: Engine, schedule: Schedule, budget: Budget, done: int, run: Run | None, show: Show
+) -> None:
+    """Longest rows of each part that is left, once, before anything long; what did not fit is halved from here on."""
+    if done == schedule.steps:
+        return
+    tried = trial(policy, engine, schedule, budget, done, full=policy.device.type == "cuda")
+    if run is not None:
+        run.event("trial", **tried._asdict())
+    if tried.slots < schedule.slots:
+        show.warn(f"{schedule.slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
+    if tried.peak is not None:
+        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
+
+
 def _label(
     policy: Policy,
     encoder: Encoder,
     examples: Sequence[Example],
-    schedule: Schedule,
+    budget: Budget,
     run: Run | None,
     show: Show,
     stop: StopRequest,
@@ -138,7 +168,7 @@ def _label(
             raise KeyboardInterrupt
 
     show.stage("labels", len(examples))
-    labels = write_labels(encoder, policy, examples, schedule.micro_tokens, on_part)
+    labels = write_labels(encoder, policy, examples, budget, on_part)
     show.step(len(examples), {"entropy": labels.entropy()})
     if run is not None:
         run.event("labels", examples=len(examples), entropy=labels.entropy())
@@ -157,22 +187,20 @@ class _Best:
     def __init__(
         self,
         policy: Policy,
+        engine: Engine,
         held_out: Sequence[Problem],
         schedule: Schedule,
         grader: Grader,
         watch: Watch,
     ):
-        self.policy, self.held_out, self.schedule = policy, held_out, schedule
+        self.policy, self.engine, self.held_out, self.schedule = policy, engine, held_out, schedule
         self.grader, self.watch, self.run = grader, watch, watch.run
         self._score = -1.0
         self._weights: dict[str, Tensor] = {}  # without a run: of the best so far
 
     def look(self, step: int) -> None:
-        schedule = self.schedule
-        settings = LatentSettings(schedule.k), TextSettings()
-        show = self.watch.show
+        schedule, engine, show = self.schedule, self.engine, self.watch.show
         show.phase(f"scoring {len(self.held_out)} held-out problems")
-        engine = Engine(self.policy, *settings, schedule.max_response, schedule.slots, show.warn)
         answered = evaluate.answer(
             self.policy,
             engine,
@@ -183,6 +211,7 @@ class _Best:
             seed=schedule.seed,
             temperature=engine.text.temperature,
         )
+        engine.release()  # its cache must not stay beside the next steps
         score = evaluate.summarise(answered)
         self.watch.score(step, score, self.policy, answered, self.held_out, engine.latent.tau)
         one = answered[step % len(answered)]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lgrpo.budget import reporter
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
 from lgrpo.latent_sft.fit import Part, learning_rate, only_trained, optimizer_of
@@ -57,7 +58,7 @@ class Stages:
     def _fit(self, part: Part, first: int, every: int, after: Callable[[int], None]) -> None:
         self.watch.stage(part.name, part.steps, first, self._before)
         only_trained(part.parameters, *self.modules.values())
-        optimizer = optimizer_of(part, self.schedule)
+        optimizer = optimizer_of(part, self.schedule, reporter(self.run, self.watch.show))
         if first:
             optimizer.load_state(self._saved)
         self._optimizer_state = optimizer.state
@@ -99,12 +100,21 @@ class Stages:
 
         self.run.save(PROGRESS, write)
 
+    def saved_steps(self) -> int:
+        """Steps of all parts that `resume` finds done."""
+        folder = self._progress()
+        return json.loads((folder / STATE).read_text())["done"] if folder else 0
+
+    def _progress(self) -> Path | None:
+        folder = self.run.folder / "checkpoints" / PROGRESS if self.run else None
+        return folder if folder is not None and folder.exists() else None
+
     @torch.no_grad()
     def resume(self) -> None:
         """Take up the saved weights and states, where there are any."""
-        if self.run is None or not (folder := self.run.folder / "checkpoints" / PROGRESS).exists():
+        if self.run is None or (folder := self._progress()) is None:
             return
-        self.done = json.loads((folder / STATE).read_text())["done"]
+        self.done = self.saved_steps()
         self.run.rewind(self.done)
         tensors = load_file(folder / TENSORS)
         for kind, module in self.modules.items():

@@ -12,10 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgrpo import initialise as initialise_module
+from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
 from lgrpo.history import History
 from lgrpo.initialise import initialise
+from lgrpo.latent_sft.encoder import Encoder, Latents
+from lgrpo.latent_sft.labels import Labels
 from lgrpo.latent_sft.schedule import Schedule, schedule
+from lgrpo.memory.trial import Trial
+from lgrpo.optimizer import Optimizer
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
 from lgrpo.runs import Run
@@ -39,8 +45,8 @@ def settings(**changes: Any) -> Schedule:
     return schedule("tiny", device="cpu", **{**STEPS, **small, **changes})[0]
 
 
-def base(architecture: str = "llama") -> Policy:
-    made = models.policy(architecture, dtype=torch.float32)
+def base(architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Policy:
+    made = models.policy(architecture, dtype=dtype)
     made.card = Card("explicit", data="words.jsonl")
     return made
 
@@ -204,10 +210,160 @@ def test_checkpointing_runs_layers_again_and_changes_no_weight(monkeypatch: pyte
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [
+        {n: v for n, v in event.items() if n not in ("event", "time")} for event in events if event["event"] == kind
+    ]
+
+
+def without_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialise_module, "trial", lambda *args, **rest: Trial(args[2].slots, args[3].positions, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_worst_case_is_tried_first_and_changes_no_bit_of_the_run(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: dict[str, tuple[dict[str, Tensor], str, Tensor]] = {}
+    for kind in ("tried", "untried"):
+        if kind == "untried":
+            without_trial(monkeypatch)
+        torch.manual_seed(5)
+        show = Recorder()
+        with start(tmp_path / kind) as run:
+            made = go(run, show, base(dtype=dtype))
+        metrics = (tmp_path / kind / "metrics.jsonl").read_text()
+        results[kind] = weights(made), metrics, torch.get_rng_state()
+        assert events_of(tmp_path / kind, "trial") == [{"slots": 256, "micro_tokens": 64, "peak": None}]
+        assert events_of(tmp_path / kind, "out_of_memory") == []
+    (tried, lines, random), (untried, other_lines, other_random) = results.values()
+    assert tried.keys() == untried.keys()
+    assert all(torch.equal(tried[name], untried[name]) for name in tried)
+    assert lines == other_lines
+    assert torch.equal(random, other_random)
+
+
+def test_a_run_that_goes_on_tries_the_parts_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the 4th and the 8th of ten steps, then when nothing is left but the end."""
+    done: list[int] = []
+    tried = initialise_module.trial
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    def spy(policy: Policy, engine: Any, chosen: Schedule, budget: Any, before: int, **rest: Any) -> Trial:
+        done.append(before)
+        return tried(policy, engine, chosen, budget, before, **rest)
+
+    monkeypatch.setattr(initialise_module, "trial", spy)
+    for stop_after in (4, 4, 0):
+        with start(tmp_path) as run:
+            try:
+                go(run, Recorder(stop_after))
+            except KeyboardInterrupt:
+                assert stop_after
+    assert done == [0, 4, 8]
+    with start(tmp_path / "again") as run:
+        monkeypatch.setattr(initialise_module._Best, "finish", interrupted)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                go(run, Recorder())
+    assert done == [0, 4, 8, 0]
+
+
+def test_running_out_of_memory_while_labels_are_written_is_told_and_changes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Labels] = []
+    label, latents, failed = initialise_module.write_labels, Encoder.latents, [0]
+
+    def limited(self: Encoder, examples: Sequence[Any], decoder: Policy) -> Latents:
+        if torch.is_inference_mode_enabled() and len(examples) > 2:
+            failed[0] += 1
+            raise torch.OutOfMemoryError("injected")
+        return latents(self, examples, decoder)
+
+    def spy(*args: Any) -> Labels:
+        kept.append(label(*args))
+        return kept[-1]
+
+    monkeypatch.setattr(initialise_module, "write_labels", spy)
+    go(None, Recorder(), micro_tokens=256)
+    monkeypatch.setattr(Encoder, "latents", limited)
+    show = Recorder()
+    with start(tmp_path) as run:
+        go(run, show, micro_tokens=256)
+    assert failed[0] > 0
+    told = [event["micro_tokens"] for event in events_of(tmp_path, "out_of_memory")]
+    assert len(told) == failed[0]
+    assert told == sorted(set(told), reverse=True)
+    assert sum("out of memory" in line for line in show.said) == len(told)
+    smooth, disturbed = kept
+    assert torch.equal(smooth.starts, disturbed.starts)
+    assert torch.equal(smooth.indices, disturbed.indices)
+    assert torch.allclose(smooth.probabilities, disturbed.probabilities, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a step of each part: some tensors have moved, others have not."""
+    smooth, disturbed = base(dtype=dtype), base(dtype=dtype)
+    with start(tmp_path / "smooth") as run:
+        smooth = go(run, Recorder(), smooth)
+    move, calls = Optimizer._move_piece, [0]
+
+    def limited(self: Optimizer, *args: Any) -> None:
+        calls[0] += 1
+        if calls[0] % 40 == 0:
+            raise torch.OutOfMemoryError("injected")
+        move(self, *args)
+
+    monkeypatch.setattr(Optimizer, "_move_piece", limited)
+    with start(tmp_path / "disturbed") as run:
+        disturbed = go(run, Recorder(), disturbed)
+    assert len(events_of(tmp_path / "disturbed", "out_of_memory")) >= 5
+    assert all("optimizer_piece" in event for event in events_of(tmp_path / "disturbed", "out_of_memory"))
+    ours, theirs = weights(disturbed), weights(smooth)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    metrics = [(tmp_path / kind / "metrics.jsonl").read_text() for kind in ("smooth", "disturbed")]
+    assert metrics[0] == metrics[1]
+
+
+def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four problems at a time are too many, and two are: the engine remembers, and every score is the same."""
+    with start(tmp_path / "smooth") as run:
+        smooth = go(run, Recorder())
+    step = Slots.step
+
+    def limited(self: Slots, rows: int, *rest: Any, **more: Any) -> None:
+        if rows > 1:
+            raise torch.OutOfMemoryError("injected")
+        step(self, rows, *rest, **more)
+
+    monkeypatch.setattr(Slots, "step", limited)
+    show = Recorder()
+    with start(tmp_path / "disturbed") as run:
+        disturbed = go(run, show)
+    told = [f"out of memory: {rows} rollouts at a time from now on" for rows in (2, 1)]
+    assert [event["note"] for event in events_of(tmp_path / "disturbed", "rollouts")] == told
+    assert [line for line in show.said if "memory" in line] == told
+    scores = events_of(tmp_path / "smooth", "held_out")
+    assert len(scores) == 2
+    assert events_of(tmp_path / "disturbed", "held_out") == scores
+    ours, theirs = weights(disturbed), weights(smooth)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_after_running_out_of_memory_a_step_is_taken_again_in_smaller_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice, the second time after some of the gradient has gathered: the weights are those of an undisturbed run."""
+    without_trial(monkeypatch)  # it would be what runs out
     undisturbed, policy, show, smooth = base(), base(), Recorder(), Recorder()
     go(None, smooth, undisturbed, micro_tokens=256)
     hidden, seen, failed = Policy.hidden, [0], [0]
@@ -223,9 +379,8 @@ def test_after_running_out_of_memory_a_step_is_taken_again_in_smaller_parts(
     monkeypatch.setattr(Policy, "hidden", limited)
     with Run.start(tmp_path, "init", []) as run:
         policy = go(run, show, policy, micro_tokens=256)
-        events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert failed == [2]
-    told = [event["micro_tokens"] for event in events if event["event"] == "out_of_memory"]
+    told = [event["micro_tokens"] for event in events_of(tmp_path, "out_of_memory")]
     assert len(told) == 2
     assert told == sorted(told, reverse=True)
     assert sum("out of memory" in line for line in show.said) == 2

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import models
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lgrpo import chunks as chunks_module
+from lgrpo.budget import Budget
 from lgrpo.errors import UserError
 from lgrpo.latent_sft import dual_track_positions, supervision_mask
 from lgrpo.latent_sft.build import build_loss, decoder_row, labelled, warm_up_loss
-from lgrpo.latent_sft.encoder import Encoder, mixed
+from lgrpo.latent_sft.encoder import Encoder, Latents, mixed
 from lgrpo.latent_sft.examples import COMPRESS, IGNORED, LATENT, PAD, Example, batch_numbers, cut, encode
 from lgrpo.latent_sft.fit import learning_rate
 from lgrpo.latent_sft.labels import Labels, perturb, write_labels
@@ -254,7 +256,7 @@ def test_labels_are_the_encoders_chains_in_the_order_of_the_examples() -> None:
     policy = a_policy()
     encoder = an_encoder(policy)
     seen: list[int] = []
-    labels = write_labels(encoder, policy, EXAMPLES, positions=16, on_part=seen.append)
+    labels = write_labels(encoder, policy, EXAMPLES, Budget(16), on_part=seen.append)
     assert seen[-1] == len(EXAMPLES)
     assert labels.starts.tolist() == [0, 3, 4, 6]
     for numbers in ([0], [2, 1], [1, 1, 0]):
@@ -264,6 +266,46 @@ def test_labels_are_the_encoders_chains_in_the_order_of_the_examples() -> None:
         assert torch.allclose(probabilities, expected.weights.to(probabilities), rtol=1e-6, atol=1e-7)
     even = Labels(torch.zeros(1, 4, dtype=torch.int32), torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([0, 1]))
     assert even.entropy() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("fails_at", [0, 1])
+def test_labels_are_the_same_where_memory_runs_out(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine examples in micro-batches of 6 short and 3 long ones: what fails is done again in halves, the rest once."""
+    policy = a_policy()
+    encoder, budget, heard, done = an_encoder(policy), Budget(40), [], []
+    several = [EXAMPLES[number] for number in (0, 1, 2, 1, 1, 0, 1, 1, 1)]
+    expected = write_labels(encoder, policy, several, Budget(40), on_part=lambda done: None)
+    latents, sizes = encoder.latents, []
+
+    def limited(examples: Sequence[Example], decoder: Policy) -> Latents:
+        sizes.append(len(examples))
+        if len(sizes) == fails_at + 1:
+            raise torch.OutOfMemoryError("injected")
+        return latents(examples, decoder)
+
+    monkeypatch.setattr(encoder, "latents", limited)
+    budget.report = lambda *told: heard.append(told)
+    labels = write_labels(encoder, policy, several, budget, on_part=done.append)
+    assert sizes == [[6, 4, 2, 1, 1, 1], [6, 3, 1, 1, 1]][fails_at]
+    assert heard == [("micro_tokens", 20)]
+    assert budget.positions == 20
+    assert done == [6, 9]
+    assert torch.equal(labels.indices, expected.indices)
+    assert torch.equal(labels.starts, expected.starts)
+    assert torch.equal(labels.probabilities, expected.probabilities)
+
+
+def test_an_example_whose_label_does_not_fit_ends_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = a_policy()
+    encoder, done = an_encoder(policy), []
+
+    def never(*args: Any) -> Latents:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(encoder, "latents", never)
+    with pytest.raises(UserError, match="max_prompt"):
+        write_labels(encoder, policy, EXAMPLES, Budget(40), on_part=done.append)
+    assert done == []
 
 
 def generator(seed: int = 0) -> torch.Generator:

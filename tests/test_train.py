@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from lgrpo import arithmetic, tiny
+from lgrpo.engine.slots import Slots
 from lgrpo.groups import Group, Sampler
+from lgrpo.optimizer import Optimizer
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
@@ -95,6 +97,66 @@ def test_running_out_of_memory_is_told_and_the_run_goes_on(
     assert halved < settings().micro_tokens
     assert f"micro_tokens {halved}" in capsys.readouterr().err
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith("_s")} for line in lines]
+
+
+def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [
+        {n: v for n, v in event.items() if n not in ("event", "time")} for event in events if event["event"] == kind
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the second optimiser step, once tensors have moved and before others do."""
+    smooth = run_to(tmp_path / "smooth", 2, dtype=dtype)
+    move, calls = Optimizer._move_piece, itertools.count()
+    tensors = len(Policy.load(tiny.MODEL).trainable())
+
+    def limited(self: Optimizer, *args: Any) -> None:
+        if next(calls) == tensors + tensors // 2:
+            raise torch.OutOfMemoryError("injected")
+        move(self, *args)
+
+    monkeypatch.setattr(Optimizer, "_move_piece", limited)
+    disturbed = run_to(tmp_path / "disturbed", 2, dtype=dtype)
+    assert len(events_of(tmp_path / "disturbed", "out_of_memory")) == 1
+    assert events_of(tmp_path / "smooth", "out_of_memory") == []
+    ours, theirs = weights(disturbed), weights(smooth)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert lines_of(tmp_path / "disturbed") == lines_of(tmp_path / "smooth")
+
+
+def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both held-out problems at a time are too many. A step comes before the second score."""
+    run_to(tmp_path / "smooth", 2)
+    step = Slots.step
+
+    def limited(self: Slots, rows: int, *rest: Any, **more: Any) -> None:
+        if rows == 2 and float(self.noise_scale.max()) == 0:
+            raise torch.OutOfMemoryError("injected")
+        step(self, rows, *rest, **more)
+
+    monkeypatch.setattr(Slots, "step", limited)
+    run_to(tmp_path / "disturbed", 2)
+    told = events_of(tmp_path / "disturbed", "rollouts")
+    assert [event["note"] for event in told] == ["out of memory: 1 rollouts at a time from now on"]
+    expected = events_of(tmp_path / "smooth", "held_out")
+    assert len(expected) == 2
+    assert events_of(tmp_path / "disturbed", "held_out") == expected
+    for ours, theirs in zip(lines_of(tmp_path / "disturbed"), lines_of(tmp_path / "smooth"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
 def test_training_changes_the_weights_but_not_embedding_and_head(tmp_path: Path) -> None:

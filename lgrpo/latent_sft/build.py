@@ -87,6 +87,12 @@ def build_parts(
     of_encoder = [*trained(encoder.policy, schedule), encoder.compress]
     of_both = [*of_encoder, *of_decoder]
 
+    def of_encoder_row(example: Example) -> int:
+        return len(example.prompt) + len(example.chain) + example.latents(ratio)
+
+    def of_either_row(example: Example) -> int:
+        return of_encoder_row(example) + len(example.response)
+
     def warm_up(numbers: Sequence[int], step: int) -> dict[str, float]:
         batch = [examples[number] for number in numbers]
         count = sum(e.latents(ratio) for e in batch)
@@ -94,8 +100,7 @@ def build_parts(
         def losses(part: list[int]) -> tuple[Tensor]:
             return (warm_up_loss(encoder, policy, [batch[n] for n in part], schedule.smoothing) / count,)
 
-        widths = [len(e.prompt) + len(e.chain) + e.latents(ratio) for e in batch]
-        (loss,) = backward(losses, widths, budget, of_both)
+        (loss,) = backward(losses, [of_encoder_row(e) for e in batch], budget, of_both)
         return {"loss": loss}
 
     def build(numbers: Sequence[int], step: int) -> dict[str, float]:
@@ -105,13 +110,12 @@ def build_parts(
         def losses(part: list[int]) -> tuple[Tensor]:
             return (build_loss(encoder, policy, [batch[n] for n in part]) / count,)
 
-        widths = [len(e.prompt) + len(e.chain) + e.latents(ratio) + len(e.response) for e in batch]
-        (loss,) = backward(losses, widths, budget, of_both)
+        (loss,) = backward(losses, [of_either_row(e) for e in batch], budget, of_both)
         return {"loss": loss}
 
     return [
-        Part("warm start", schedule.warm_up_steps, schedule.warm_up_lr, of_encoder, warm_up),
-        Part("encoder", schedule.encoder_steps, schedule.encoder_lr, of_encoder, build),
-        Part("decoder", schedule.decoder_steps, schedule.decoder_lr, of_decoder, build),
-        Part("encoder and decoder", schedule.joint_steps, schedule.joint_lr, of_both, build),
+        Part("warm start", schedule.warm_up_steps, schedule.warm_up_lr, of_encoder, warm_up, of_encoder_row),
+        Part("encoder", schedule.encoder_steps, schedule.encoder_lr, of_encoder, build, of_either_row),
+        Part("decoder", schedule.decoder_steps, schedule.decoder_lr, of_decoder, build, of_either_row),
+        Part("encoder and decoder", schedule.joint_steps, schedule.joint_lr, of_both, build, of_either_row),
     ]

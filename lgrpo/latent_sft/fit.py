@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lgrpo.budget import Budget, Parts
-from lgrpo.latent_sft.examples import cut
+from lgrpo.budget import Budget, Parts, Report, unheard
+from lgrpo.latent_sft.examples import Example, cut
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.optimizer import Optimizer
 from lgrpo.policy import Policy
@@ -16,13 +16,17 @@ from lgrpo.policy import Policy
 
 @dataclass(frozen=True)
 class Part:
-    """`learn(numbers, step)` runs forward and backward over the examples of these numbers; returns what to show."""
+    """`learn(numbers, step)` runs forward and backward over the examples of these numbers; returns what to show.
+
+    `width(example)`: positions of its row in a micro-batch.
+    """
 
     name: str
     steps: int
     lr: float
     parameters: list[nn.Parameter]
     learn: Callable[[Sequence[int], int], dict[str, float]]
+    width: Callable[[Example], int]
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up: float) -> float:
@@ -33,9 +37,9 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
 
 
-def optimizer_of(part: Part, schedule: Schedule) -> Optimizer:
+def optimizer_of(part: Part, schedule: Schedule, report: Report = unheard) -> Optimizer:
     """Its states start anew with each part."""
-    return Optimizer(part.parameters, part.lr, schedule.weight_decay)
+    return Optimizer(part.parameters, part.lr, schedule.weight_decay, report=report)
 
 
 def only_trained(parameters: Sequence[nn.Parameter], *modules: nn.Module) -> None:

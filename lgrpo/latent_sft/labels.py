@@ -5,12 +5,14 @@ Docs/method.md, 6: K indices and K probabilities a step.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lgrpo.budget import Budget, Parts
 from lgrpo.latent_sft.encoder import Encoder
 from lgrpo.latent_sft.examples import Example, cut
 from lgrpo.policy import Policy
@@ -47,20 +49,32 @@ class Labels:
 
 @torch.inference_mode()
 def write_labels(
-    encoder: Encoder, decoder: Policy, examples: Sequence[Example], positions: int, on_part: Callable[[int], None]
+    encoder: Encoder, decoder: Policy, examples: Sequence[Example], budget: Budget, on_part: Callable[[int], None]
 ) -> Labels:
-    """The encoder's chain for every example, in micro-batches of `positions`. `on_part(done)` counts examples."""
+    """The encoder's chain for every example, in micro-batches. `on_part(done)` counts examples.
+
+    A micro-batch that does not fit is done again in smaller ones, and so are those after it.
+    """
     ratio = encoder.ratio
     steps = torch.tensor([0, *(example.latents(ratio) for example in examples)])
     starts = steps.cumsum(0)
     indices = torch.zeros(int(starts[-1]), encoder.k, dtype=torch.int32)
     probabilities = torch.zeros(int(starts[-1]), encoder.k)
+    widths = [len(e.prompt) + len(e.chain) + e.latents(ratio) for e in examples]
+
+    def cut_part(part: list[int], positions: int) -> Parts:
+        return [[part[at] for at in smaller] for smaller in cut([widths[number] for number in part], positions)]
+
+    def write(parts: Parts) -> None:
+        for numbers in parts:
+            latents = encoder.latents([examples[number] for number in numbers], decoder)
+            place = torch.cat([torch.arange(int(starts[number]), int(starts[number + 1])) for number in numbers])
+            indices[place] = latents.indices.to(indices)
+            probabilities[place] = latents.weights.to(probabilities)
+
     done = 0
-    for part in cut([len(e.prompt) + len(e.chain) + e.latents(ratio) for e in examples], positions):
-        latents = encoder.latents([examples[number] for number in part], decoder)
-        place = torch.cat([torch.arange(int(starts[number]), int(starts[number + 1])) for number in part])
-        indices[place] = latents.indices.to(indices)
-        probabilities[place] = latents.weights.to(probabilities)
+    for part in cut(widths, budget.positions):
+        budget.spend(partial(cut_part, part), write, undo=lambda: None)
         done += len(part)
         on_part(done)
     return Labels(indices, probabilities, starts)

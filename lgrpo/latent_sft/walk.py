@@ -59,6 +59,9 @@ def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, sched
     """Learn to walk the labelled chains."""
     ratio, parameters = schedule.ratio, trained(policy, schedule)
 
+    def width(example: Example) -> int:
+        return len(example.prompt) + example.latents(ratio) + len(example.response)
+
     def walk(numbers: Sequence[int], step: int) -> dict[str, float]:
         batch = [examples[number] for number in numbers]
         indices, probabilities = labels.of(numbers)
@@ -74,8 +77,7 @@ def walk_part(policy: Policy, examples: Sequence[Example], labels: Labels, sched
             loss = walk_loss(policy, [batch[number] for number in part], mixed, targets, ratio)
             return loss.text / text_sum, loss.chain / steps_sum
 
-        widths = [len(e.prompt) + e.latents(ratio) + len(e.response) for e in batch]
-        text, chain = backward(losses, widths, budget, parameters)
+        text, chain = backward(losses, [width(e) for e in batch], budget, parameters)
         return {"text": text, "chain": chain}
 
-    return Part("walk", schedule.walk_steps, schedule.walk_lr, parameters, walk)
+    return Part("walk", schedule.walk_steps, schedule.walk_lr, parameters, walk, width)

@@ -5,6 +5,7 @@ is stepped, no random number is drawn and nothing is kept. On a CPU, which pages
 rollouts are left out: prompts of that length would take longer than a step.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,14 @@ def trial(policy: Policy, engine: Engine, learner: Learner, settings: TrainSetti
 
 def fit_slots(policy: Policy, engine: Engine, settings: TrainSettings) -> None:
     """Halve `engine.slots` until the longest rollouts fit."""
+    halve_slots(engine, lambda: _roll_out(policy, engine, settings))
+
+
+def halve_slots(engine: Engine, roll_out: Callable[[], None]) -> None:
+    """Halve `engine.slots` until `roll_out()` fits. UserError where one rollout does not."""
     while True:
         try:
-            _roll_out(policy, engine, settings)
+            roll_out()
         except torch.OutOfMemoryError:
             pass  # what the attempt holds is freed at the end of this block
         else:
@@ -65,7 +71,7 @@ def _roll_out(policy: Policy, engine: Engine, settings: TrainSettings) -> None:
     """
     for prompts, group in ((settings.held_out, 1), (settings.batch, settings.group)):
         rows = min(engine.slots, prompts * group)
-        asked = [_prompt(policy, settings.max_prompt, number) for number in range(-(-rows // group))]
+        asked = [longest_prompt(policy, settings.max_prompt, number) for number in range(-(-rows // group))]
         engine.rehearse(
             [
                 Request(asked[row // group], row, not settings.explicit, settings.noise_scale, settings.temperature)
@@ -87,7 +93,7 @@ def longest_rows(policy: Policy, settings: TrainSettings) -> list[Rollout]:
     columns = min(COLUMNS, settings.micro_tokens)
     together = min(settings.group, max(1, (columns - settings.max_prompt) // length))  # behind one copy of the prompt
     rows = max(1, settings.micro_tokens // (settings.max_prompt + together * length))
-    prompts = [_prompt(policy, settings.max_prompt, number) for number in range(rows)]
+    prompts = [longest_prompt(policy, settings.max_prompt, number) for number in range(rows)]
     return [
         Rollout(prompt, tokens, indices, scores, torch.zeros(length), True)
         for prompt in prompts
@@ -95,6 +101,6 @@ def longest_rows(policy: Policy, settings: TrainSettings) -> list[Rollout]:
     ]
 
 
-def _prompt(policy: Policy, length: int, number: int) -> tuple[int, ...]:
+def longest_prompt(policy: Policy, length: int, number: int) -> tuple[int, ...]:
     """A prompt of its own for each number."""
     return (number % len(embedding_table(policy)), *[policy.pad_id] * (length - 1))
