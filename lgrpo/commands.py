@@ -9,6 +9,7 @@ from typing import Any
 from lgrpo import plan, session, trackers
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
+from lgrpo.estimate import init_time, train_time
 from lgrpo.initialise import check_examples, initialise
 from lgrpo.interrupt import Stopped
 from lgrpo.latent_sft.schedule import Schedule, schedule
@@ -83,6 +84,7 @@ def init(asked: InitOptions) -> Path:
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     check_examples(policy, train_set, settings)
+    rows = [*rows, init_time(policy, settings, train_set)]
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     same = session.identity(settings, base=name, data=source, data_hash=session.data_hash(problems))
     facts = {"device": where.value, "options": _recorded(asked)}
@@ -165,6 +167,7 @@ def _train(asked: TrainOptions) -> Path:
         return _train(replace(asked, checkpoint=str(base)))
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    plan_rows = [*plan_rows, train_time(policy, settings, train_set)]
     kind = "explicit-grpo" if asked.explicit else "grpo"
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     data_hash = session.data_hash(problems)

@@ -1,0 +1,172 @@
+"""A report of a run, from its folder alone: whole, self-contained, and deaf to what models and data say."""
+
+import json
+import re
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgrpo.errors import UserError
+from lgrpo.history import History
+from lgrpo.report import CURVES, PAGE, pictures, write_report
+
+EVIL = "<script>alert(1)</script> \x1b[2J <img src=x onerror=alert(1)> &amp; \u202e"
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    whole = {
+        "command": "train",
+        "argv": ["/somewhere/lgrpo", "train", "runs/base-init"],
+        "identity": {"checkpoint": "runs/base-init", "data": EVIL, "seed": 3},
+        "settings": {"steps": {"value": 40, "reason": "you set it"}, "lr": {"value": 5e-5, "reason": EVIL}},
+        "started": "2026-11-27T05:00:00+00:00",
+        "finished": "2026-11-27T05:30:30+00:00",
+        "versions": {"lgrpo": "0.1.0", "torch": "2.13.0"},
+        "resumed": [],
+    }
+    return {**whole, **changes}
+
+
+def sample(answer: str, right: bool) -> dict[str, Any]:
+    chain = [[["3", 0.75], ["<<", 0.25]], [[EVIL, 1.0]]]
+    facts = {"problem": f"How many? {EVIL}", "reference": "29", "chain": chain, "latent_length": 5}
+    return {**facts, "answer": answer, "right": right}
+
+
+def scored(step: int, right: list[int]) -> dict[str, Any]:
+    rate = sum(right) / len(right)
+    lengths = {"latent_length": 9.0, "explicit_length": 5.0, "length": 14.0, "invalid": 0.0}
+    facts = {"event": "held_out", "step": step, "problems": len(right), "pass@1": rate, "pass@1_se": 0.05, **lengths}
+    return {**facts, "right": right, "samples": [sample(f"\\boxed{{{step}}}", bool(step))]}
+
+
+def run(folder: Path, steps: int = 40, **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(record(**changes)))
+    numbers = {"reward": 0.5, "signal": 0.4, "latent": 9.0, "explicit": 5.0, "invalid": 0.0, "clip_fraction": 0.1}
+    times = {"rollout_s": 1.0, "verify_s": 0.5, "update_s": 2.5, "memory_used": 2e9, "grad_norm": 1.0}
+    lines = [json.dumps({"step": n + 1, **numbers, **times}) for n in range(steps)]
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    events = [scored(0, [0] * 50 + [1] * 50), scored(40, [0] * 30 + [1] * 70)]
+    events.append({"event": "health", "step": 7, "what": EVIL, "helps": "this", "time": "2026-11-27T05:10:00+00:00"})
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = run(tmp_path_factory.mktemp("report") / "base-grpo")
+    return Page(write_report(folder).read_text())
+
+
+def test_nothing_of_model_or_data_is_obeyed(page: Page) -> None:
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "<script>alert(1)</script>" in page.text  # it is there, as text
+    assert "\x1b" not in page.text
+    assert "\u202e" not in page.text
+
+
+def test_nothing_is_fetched(page: Page) -> None:
+    links = [value or "" for name, value in page.attributes if name in ("src", "href", "xlink:href", "data", "action")]
+    assert [link for link in links if not link.startswith("#")] == []  # the picture's own glyphs and clips
+    policy = [value or "" for name, value in page.attributes if name == "content"]
+    assert any("default-src 'none'" in value for value in policy)
+
+
+def test_result_with_its_paired_interval_by_hand(page: Page) -> None:
+    # 20 of 100 won, none lost; two problems added, half of each won and half lost: 20/102 +- 1.96 sqrt(v/102),
+    # v = 21/102 - (20/102)^2
+    assert (
+        "0.500 → 0.700 (step 40): +0.200, 95 % +0.117 to +0.275, paired by problem; 20 problems won, 0 lost"
+        in page.text
+    )
+
+
+def test_time_and_memory_by_hand(page: Page) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "rollout 40 s 25% verify 20 s 12% update 1:40 62% steps together 2:40" in text
+    assert "pauses included 30:30" in text
+    assert "memory used at most 2.0 GB" in text
+
+
+def test_samples_plan_and_record_are_there(page: Page) -> None:
+    text = re.sub(r"\s+", " ", page.text)
+    assert "first score 3 0.75 << 0.25" in text
+    assert "and 3 more latent steps" in text
+    assert text.index("wrong \\boxed{0}") < text.index("best score") < text.index("right \\boxed{40}")
+    assert "lr 5e-05" in text
+    assert "lgrpo train runs/base-init" in text
+    assert "Usually helps: this." in text
+
+
+def test_curves_are_a_picture(tmp_path: Path) -> None:
+    folder = run(tmp_path / "base-grpo")
+    write_report(folder)
+    png = (folder / CURVES).read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    assert width > 800
+    assert height > 300
+    assert pictures.svg(History.read(folder)) == pictures.svg(History.read(folder))
+
+
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "events.jsonl", "both"])
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, missing: str) -> None:
+    folder = run(tmp_path / "young", finished=None)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        if missing in (name, "both"):
+            (folder / name).unlink()
+    text = Page(write_report(folder).read_text()).text
+    assert "not finished" in text
+    assert not list(folder.glob(".*.new"))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
+    folder = run(tmp_path / "base-grpo")
+    (folder / "eval").mkdir()
+    summary = {
+        "checkpoint": "runs/base-grpo",
+        "benchmark": "gsm8k",
+        "problems": 1319,
+        "pass@1": 0.42,
+        "pass@1_se": 0.01,
+    }
+    lengths = {"latent_length": 20.0, "explicit_length": 6.0, "length": 26.0, "invalid": 0.01}
+    (folder / "eval" / "summary-gsm8k-x.json").write_text(json.dumps({**summary, **lengths}))
+    (folder / "eval" / "summary-torn.json").write_text('{"pass@1": ')
+    text = re.sub(r"\s+", " ", Page(write_report(folder).read_text()).text)
+    assert "gsm8k (base-grpo) 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
+
+
+def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:
+    folder = run(tmp_path / "base-grpo")
+    assert write_report(folder) == folder / PAGE
