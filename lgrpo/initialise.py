@@ -216,7 +216,8 @@ class _Best:
         self.watch.score(step, score, self.policy, answered, self.held_out, engine.latent.tau)
         one = answered[step % len(answered)]
         chain, text = readable(self.policy, one.rollout, engine.latent.tau)
-        show.sample(self.held_out[one.problem].problem, chain, text, one.right)
+        problem = self.held_out[one.problem]
+        show.sample(problem.problem, chain, text, one.right, problem.answer)
         if self.run is not None:
             self.run.save(f"walk-{step:06d}", self.policy.save, score.pass_at_1)
             self.run.prune(keep=(PROGRESS, LABELS))

@@ -152,7 +152,8 @@ def _say(policy: Policy, settings: TrainSettings, progress: Progress, drawn: Dra
         show.warn(f"step {progress.step}: {broken} rollouts ended where the model's logits were no numbers")
     group: Group = (drawn.kept or drawn.seen)[-1]
     chain, answer = readable(policy, group.rollouts[0], settings.tau)
-    show.sample(group.problem.problem, chain, answer, group.rewards[0] > 0)
+    problem, right = group.problem, group.rewards[0] > 0
+    show.sample(problem.problem, chain, answer, right, problem.answer)
 
 
 def _score_and_save(

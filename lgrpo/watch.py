@@ -76,6 +76,7 @@ class Watch:
             write_report(self.run.folder)
         except OSError as error:
             self.show.warn(f"the report could not be written: {error.strerror}")
+        self.show.phase("")
         self._reported = time.monotonic()
 
     def _look(self) -> None:

@@ -83,7 +83,7 @@ class Recorder:
     def health(self, troubles: Sequence[Any]) -> None:
         pass
 
-    def sample(self, problem: str, chain: str, answer: str, right: bool) -> None:
+    def sample(self, problem: str, chain: str, answer: str, right: bool, reference: str) -> None:
         self.samples += 1
 
     def say(self, text: str) -> None:

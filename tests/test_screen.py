@@ -101,7 +101,7 @@ def test_panel_shows_title_count_numbers_curve_and_sample():
     panel = ESCAPE.sub("", file.getvalue()).split("╭")[-1]
     lines = [line.strip("│ \n") for line in panel.split("\n")[1:]]
     assert re.fullmatch(r"Latent-GRPO  learning +41/200  30 s gone, 1:19:30 left", lines[0])
-    assert re.fullmatch(r"reward 0.250 +held-out Pass@1 0.810 ± 0.012  best", lines[2])
+    assert re.fullmatch(r"reward 0.250 +held-out 0.810 ± 0.012  best", lines[2])
     assert [line for line in lines if re.match("chain|time|device", line)] == [
         "chain   latent 9.0",  # the one given, and the one that still holds
         "time    rollout 1.0 s 25%   verify 0.0 s 0%   update 3.0 s 75%",
@@ -119,7 +119,7 @@ def full(width, height, troubles=3):
         for step in range(0, 40, 10):
             show.score({"step": step, "pass@1": 0.81, "pass@1_se": 0.01, "latent_length": 9, "explicit_length": 5})
         show.health([Trouble(str(n), "something is out of its range, in words " * 2, "this") for n in range(troubles)])
-        show.sample("problem " * 90, "word " * 900, "29 " * 90, right=True)
+        show.sample("problem " * 90, "word " * 900, "29 " * 90, right=False, reference="30")
         rows = show._console.render_lines(show._panel(), pad=False)
         return ["".join(segment.text for segment in row) for row in rows]
 

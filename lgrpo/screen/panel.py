@@ -45,7 +45,7 @@ class View:
     scores: list[Point] = field(default_factory=list)  # held-out Pass@1
     error: float = 0.0  # standard error of the newest score
     troubles: Sequence[Trouble] = ()
-    sample: tuple[str, str, str, bool] | None = None  # problem, chain, answer, right
+    sample: tuple[str, str, str, bool, str] | None = None  # problem, chain, answer, right, reference
     rows: int = 0  # of the sample, at most so far: the panel never shrinks
 
 
@@ -90,7 +90,7 @@ def _bar(pace: Pace, width: int) -> Table:
 
 def _curves(view: View, width: int, room: int, console: Console) -> list[Any]:
     """One or two curves side by side in at most `room` lines, less a heading; nothing where they would say nothing."""
-    drawn = _drawn(view)
+    drawn = _drawn(view, narrow=width < 96)
     height = min(room - 2, 6)
     if not drawn or height < 2 or console.options.ascii_only:
         return [Text()] if room > 1 else []
@@ -100,7 +100,7 @@ def _curves(view: View, width: int, room: int, console: Console) -> list[Any]:
     return [grid, Text()]
 
 
-def _drawn(view: View) -> list[tuple[Text, Sequence[Point], str]]:
+def _drawn(view: View, narrow: bool) -> list[tuple[Text, Sequence[Point], str]]:
     """(heading, points, colour) of each curve there is."""
     out: list[tuple[Text, Sequence[Point], str]] = []
     name = next((name for name in LEFT if view.points.get(name)), None)
@@ -110,7 +110,9 @@ def _drawn(view: View) -> list[tuple[Text, Sequence[Point], str]]:
     if view.scores:
         best = max(y for _, y in view.scores)
         newest = view.scores[-1][1]
-        heading = Text.assemble(("held-out Pass@1", "bold"), f" {newest:.3f} ± {view.error:.3f}")
+        heading = Text.assemble(
+            ("held-out" if narrow else "held-out Pass@1", "bold"), f" {newest:.3f} ± {view.error:.3f}"
+        )
         heading.append("  best" if newest == best else f"  best {best:.3f}", style="dim")
         out.append((heading, view.scores, "cyan"))
     return out
@@ -130,7 +132,7 @@ def _curve(heading: Text, points: Sequence[Point], colour: str, width: int, heig
 
 def _beside(view: View, width: int, room: int) -> list[Any]:
     """Curves on the left, numbers on the right, one column of numbers to a group."""
-    drawn = _drawn(view)
+    drawn = _drawn(view, narrow=False)
     right = _numbers(view.numbers, 52 if drawn else width)
     if not drawn:
         return right
@@ -201,9 +203,11 @@ def _health(view: View, console: Console, width: int) -> list[Text]:
 def _sample(view: View, console: Console, width: int) -> list[Text]:
     if view.sample is None:
         return []
-    problem, chain, answer, right = view.sample
+    problem, chain, answer, right, reference = view.sample
     verdict = Text("right  " if right else "wrong  ", style="green" if right else "red")
     verdict.append(answer, style="default")
+    if not right and reference:
+        verdict.append(f"  it is {reference}", style="dim")
     verdict.truncate(width, overflow="ellipsis")
     lines = [
         *_clip(Text(problem), console, width, PROBLEM_ROWS),

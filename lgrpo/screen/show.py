@@ -112,13 +112,14 @@ class Show:
             for name in before.keys() - now.keys():
                 self.say(f"{label(name)} is in its range again")
 
-    def sample(self, problem: str, chain: str, answer: str, right: bool) -> None:
+    def sample(self, problem: str, chain: str, answer: str, right: bool, reference: str = "") -> None:
         """One recent problem, what the model held in its latent chain, what it answered, and whether that is right."""
-        problem, chain, answer = (clean(text[:2000]).strip() for text in (problem, chain, answer))
-        self._staged().sample = problem, chain, answer, right
+        problem, chain, answer, reference = (clean(text[:2000]).strip() for text in (problem, chain, answer, reference))
+        self._staged().sample = problem, chain, answer, right, reference
         if not self._console.is_terminal and self._clock() >= self._next_sample:
             self._next_sample = self._clock() + _SAMPLE_EVERY
-            for name, text in (("problem", problem), ("chain", chain), ("right" if right else "wrong", answer)):
+            verdict = "right" if right else f"wrong, it is {reference[:_SAMPLE_LETTERS]}" if reference else "wrong"
+            for name, text in (("problem", problem), ("chain", chain), (verdict, answer)):
                 self._print(f"sample {name}: {text[:_SAMPLE_LETTERS]}{'…' * (len(text) > _SAMPLE_LETTERS)}")
 
     def say(self, text: str) -> None:
