@@ -85,12 +85,13 @@ def init(asked: InitOptions) -> Path:
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     check_examples(policy, train_set, settings)
     rows = [*rows, init_time(policy, settings, train_set)]
+    settled = _plan(chosen, where, policy, source, train_set, held_out, rows)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     same = session.identity(settings, base=name, data=source, data_hash=session.data_hash(problems))
     facts = {"device": where.value, "options": _recorded(asked)}
     with (
         Verifier() as grader,
-        Run.start(out, "init", [chosen, where, *rows], identity=same, overwrite=asked.overwrite, **facts) as run,
+        Run.start(out, "init", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
         Show() as show,
         trackers.tracking(run, asked.log_to, show.say),
     ):
@@ -98,7 +99,7 @@ def init(asked: InitOptions) -> Path:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
             return out
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
-        show.plan(_plan(chosen, where, source, train_set, held_out, rows))
+        show.plan(settled)
         _say_left_out(show, without_chain, "have no chain of thought")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         try:
@@ -168,6 +169,7 @@ def _train(asked: TrainOptions) -> Path:
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     plan_rows = [*plan_rows, train_time(policy, settings, train_set)]
+    settled = _plan(chosen, where, policy, data, train_set, held_out, plan_rows)
     kind = "explicit-grpo" if asked.explicit else "grpo"
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     data_hash = session.data_hash(problems)
@@ -175,7 +177,7 @@ def _train(asked: TrainOptions) -> Path:
     facts = {"device": where.value, "options": _recorded(replace(asked, checkpoint=source))}
     with (
         Verifier() as grader,
-        Run.start(out, "train", [where, *plan_rows], identity=same, overwrite=asked.overwrite, **facts) as run,
+        Run.start(out, "train", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
         Show() as show,
         trackers.tracking(run, asked.log_to, show.say),
     ):
@@ -188,7 +190,7 @@ def _train(asked: TrainOptions) -> Path:
         elif not asked.explicit and not policy.latent:
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
         policy.card = replace(policy.card, data=data)
-        show.plan(_plan(chosen, where, data, train_set, held_out, plan_rows))
+        show.plan(settled)
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
             show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
@@ -218,13 +220,17 @@ def _recorded(asked: Options) -> dict[str, Any]:
 def _plan(
     recipe: Setting,
     device: Setting,
+    policy: Policy,
     source: str,
     train_set: Sequence[Problem],
     held_out: Sequence[Problem],
     rows: Sequence[tuple[str, Any, str]],
 ) -> list[Setting]:
+    """Every setting with its reason, as it is shown and kept with the run."""
+    why = "a CPU's" if policy.device.type == "cpu" else "a GPU's; each weight's exact value is kept beside it"
+    dtype = Setting("dtype", str(policy.dtype).removeprefix("torch."), why)
     data = Setting("data", source, f"{len(train_set)} problems to train on, {len(held_out)} held out")
-    return [recipe, device, data, *(Setting(*row) for row in rows if row[0] != "recipe")]
+    return [recipe, device, dtype, data, *(Setting(*row) for row in rows if row[0] != "recipe")]
 
 
 def _say_left_out(show: Show, count: int, why: str) -> None:
