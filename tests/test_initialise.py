@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgrpo import evaluate
 from lgrpo import initialise as initialise_module
 from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
@@ -335,13 +336,20 @@ def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
 def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four problems at a time are too many, and two are: the engine remembers, and every score is the same."""
+    """Three problems at a time are too many: the engine remembers, and every answer and score is the same."""
+    answer, answered = evaluate.answer, []
+
+    def listen(*args: Any, **rest: Any) -> Any:
+        answered.append(answer(*args, **rest))
+        return answered[-1]
+
+    monkeypatch.setattr(evaluate, "answer", listen)
     with start(tmp_path / "smooth") as run:
         smooth = go(run, Recorder())
     step = Slots.step
 
     def limited(self: Slots, rows: int, *rest: Any, **more: Any) -> None:
-        if rows > 1:
+        if rows > 2:
             raise torch.OutOfMemoryError("injected")
         step(self, rows, *rest, **more)
 
@@ -349,7 +357,11 @@ def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_no_bit(
     show = Recorder()
     with start(tmp_path / "disturbed") as run:
         disturbed = go(run, show)
-    told = [f"out of memory: {rows} rollouts at a time from now on" for rows in (2, 1)]
+    assert len(answered) == 4
+    for ours, theirs in zip([*answered[2], *answered[3]], [*answered[0], *answered[1]], strict=True):
+        assert (ours.problem, ours.text, ours.right) == (theirs.problem, theirs.text, theirs.right)
+        assert torch.equal(ours.rollout.indices, theirs.rollout.indices)
+    told = ["out of memory: 2 rollouts at a time from now on"]
     assert [event["note"] for event in events_of(tmp_path / "disturbed", "rollouts")] == told
     assert [line for line in show.said if "memory" in line] == told
     scores = events_of(tmp_path / "smooth", "held_out")

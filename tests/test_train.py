@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lgrpo import arithmetic, tiny
+from lgrpo import arithmetic, evaluate, tiny
 from lgrpo.engine.slots import Slots
 from lgrpo.groups import Group, Sampler
 from lgrpo.optimizer import Optimizer
@@ -140,6 +140,13 @@ def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both held-out problems at a time are too many. A step comes before the second score."""
+    answer, answered = evaluate.answer, []
+
+    def listen(*args: Any, **rest: Any) -> Any:
+        answered.append(answer(*args, **rest))
+        return answered[-1]
+
+    monkeypatch.setattr(evaluate, "answer", listen)
     run_to(tmp_path / "smooth", 2)
     step = Slots.step
 
@@ -150,6 +157,10 @@ def test_running_out_of_memory_in_a_held_out_score_is_told_and_changes_nothing(
 
     monkeypatch.setattr(Slots, "step", limited)
     run_to(tmp_path / "disturbed", 2)
+    assert len(answered) == 4
+    for ours, theirs in zip([*answered[2], *answered[3]], [*answered[0], *answered[1]], strict=True):
+        assert (ours.problem, ours.text, ours.right) == (theirs.problem, theirs.text, theirs.right)
+        assert torch.equal(ours.rollout.indices, theirs.rollout.indices)
     told = events_of(tmp_path / "disturbed", "rollouts")
     assert [event["note"] for event in told] == ["out of memory: 1 rollouts at a time from now on"]
     expected = events_of(tmp_path / "smooth", "held_out")
