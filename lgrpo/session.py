@@ -11,6 +11,7 @@ import torch
 
 from lgrpo import noise, tiny
 from lgrpo.data import files, read_problems
+from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
@@ -92,7 +93,8 @@ def problems_for(policy: Policy, data: str | None, split: str, limit: int) -> tu
         raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
     if split == "test" and data is None and Path(source).suffix.lower() in files.TYPES:
         raise UserError(f"{policy.name} was trained on {source}; give --data with problems it has not seen")
-    return read_problems(source, split=split, limit=limit or None), source
+    benchmark = known(source) if split == "test" else None
+    return read_problems(source, split=benchmark.split if benchmark else split, limit=limit or None), source
 
 
 def fitting(policy: Policy, problems: Sequence[Problem], max_prompt: int, latent: bool) -> tuple[list[Problem], int]:

@@ -173,7 +173,7 @@ GOOD = b'{"problem": "p", "answer": "1"}\n'
         ("a.jsonl", b"\n \n", "holds no problems"),
         ("a.json", b"[]", "holds no problems"),
         ("a.json", b"", "not JSON"),
-        ("a.csv", GOOD, "unknown type of file; known are .parquet, .jsonl"),
+        ("a.tsv", GOOD, "unknown type of file; known are .parquet, .jsonl"),
         ("a", GOOD, "unknown type"),
         ("a.jsonl", GOOD + b'{"problem": "p", "answer"\n', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", GOOD + b"\n[1]\n", "a.jsonl, line 3: holds a list"),

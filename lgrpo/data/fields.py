@@ -2,10 +2,11 @@ r"""Finding problem, answer and chain in a row of somebody's data, by the names 
 
 Names are compared without regard to case. The first of each list that is there counts:
 
-- problem: `problem`, `question`, `extra_info.question`, `query`, `prompt`. A prompt may be a list of chat messages
-  (verl's schema): the last user message counts. A known instruction around the problem ("Let's think step by step and
-  ...") is taken off, since lgrpo gives its own.
-- answer: `final_answer`, `answer`, `ground_truth`, `reward_model.ground_truth`, `solution`, `extra_info.answer`.
+- problem: `problem`, `question`, `extra_info.question`, `query`, `prompt`, `input`. A prompt may be a list of chat
+  messages (verl's schema): the last user message counts. A known instruction around the problem ("Let's think step by
+  step and ...") is taken off, since lgrpo gives its own. A `body` before a `question` (SVAMP) belongs to it.
+- answer: `final_answer`, `final_ans`, `answer`, `ground_truth`, `reward_model.ground_truth`, `solution`,
+  `extra_info.answer`, `target`. Options to choose from: choices.py.
 - chain: `cot`, `steps`, `chain`, `reasoning`, `rationale`, `solution`, then the text the answer was found in, then
   `extra_info.answer`. A list of steps is joined by spaces.
 
@@ -20,14 +21,21 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from lgrpo.data import choices
 from lgrpo.errors import UserError
 from lgrpo.verify.answers import boxed
 
-PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt")
-ANSWER = ("final_answer", "answer", "ground_truth", "reward_model.ground_truth", "solution", "extra_info.answer")
+PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt", "input")
+ANSWER = (
+    "final_answer", "final_ans", "answer", "ground_truth", "reward_model.ground_truth", "solution", "extra_info.answer",
+    "target", choices.CORRECT,
+)  # fmt: skip
 CHAIN = ("cot", "steps", "chain", "reasoning", "rationale", "solution")
-COLUMNS = frozenset(name.split(".")[0] for name in PROBLEM + ANSWER + CHAIN)
-NAMES = "problem, question, query or prompt; answer, final_answer, ground_truth, solution or reward_model.ground_truth"
+COLUMNS = frozenset(name.split(".")[0] for name in PROBLEM + ANSWER + CHAIN) | {"body", *choices.COLUMNS}
+NAMES = (
+    "problem, question, query, prompt or input; "
+    "answer, final_answer, ground_truth, solution, target or reward_model.ground_truth"
+)
 
 # Instructions that published data carries around its problems, whole sentences at the very beginning or end.
 _INSTRUCTIONS = re.compile(
@@ -62,6 +70,10 @@ def problem_answer_chain(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
     assert answer_field is not None
 
     problem = _without_instructions(_problem_text(fields[problem_field], problem_field))
+    if problem_field == "question" and isinstance(fields.get("body"), str):
+        problem = f"{_clean(fields['body'])} {problem}".strip()
+    if chosen := choices.lettered(fields, problem, fields[answer_field]):
+        return *chosen, None
     answer, within = split_answer(_text(fields[answer_field], answer_field))
     for name, text in ((problem_field, problem), (answer_field, answer)):
         if not text:

@@ -1,9 +1,11 @@
 """Rows out of data files, one at a time, each with the place it stands at, for messages.
 
 JSON lines (.jsonl, .ndjson), JSON (.json: a list of rows, an object that holds one, an object of columns, or lines),
-Parquet (.parquet) and plain lines `question||chain #### answer` as in GSM8K-Aug (.txt).
+Parquet (.parquet), CSV with names in its first line (.csv), and plain lines `question||chain #### answer` as in
+GSM8K-Aug (.txt).
 """
 
+import csv
 import importlib
 import json
 import re
@@ -14,7 +16,8 @@ from typing import Any
 from lgrpo.data.fields import COLUMNS, listed
 from lgrpo.errors import UserError
 
-TYPES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")  # in the order of preference where a folder holds several
+# In the order of preference where a folder holds several.
+TYPES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".txt")
 Row = tuple[str, Mapping[str, Any]]  # (place, fields)
 
 _SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -33,6 +36,8 @@ def rows(path: Path, split: str = "train") -> Iterator[Row]:
             yield from _parquet_rows(path)
         elif kind == ".txt":
             yield from _text_rows(path)
+        elif kind == ".csv":
+            yield from _csv_rows(path)
         elif _holds_lines(path, kind):
             yield from _json_line_rows(path)
         else:
@@ -50,6 +55,8 @@ def choose(names: Sequence[str], split: str, source: str, part: str = "") -> lis
     if not known:
         where = f" under {part}" if part else ""
         raise UserError(f"{source}: no data file{where}; known are {', '.join(TYPES)}")
+    if known == [part]:  # one file, by its name
+        return known
     words = _SPLITS.get(split, (split,))
     others = [word for other, group in _SPLITS.items() if other != split for word in group]
     found = [name for name in known if _has_word(name, words)]
@@ -156,6 +163,22 @@ def _text_rows(path: Path) -> Iterator[Row]:
             if not bars or "####" not in answer:
                 raise UserError(f"{place}: not of the form `question||chain #### answer`")
             yield place, {"question": question, "answer": answer}
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{place}: not as many fields as the {len(reader.fieldnames or [])} names in line 1"
+                    )
+                yield place, {name: value or None for name, value in row.items()}  # an empty cell holds nothing
+        except (csv.Error, UnicodeDecodeError) as error:
+            what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not CSV ({error})"
+            raise UserError(f"{path}, line {reader.line_num + 1}: {what}; mend or convert the file") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

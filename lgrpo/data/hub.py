@@ -13,7 +13,14 @@ ALIASES = {
     "gsm8k-aug": "whynlp/gsm8k-aug",
     "gsm8k": "openai/gsm8k:main",
     "math": "DigitalLearningGmbH/MATH-lighteval",
+    "math500": "HuggingFaceH4/MATH-500",
     "math-500": "HuggingFaceH4/MATH-500",
+    "gsm-hard": "reasoning-machines/gsm-hard",
+    "svamp": "ChilleD/SVAMP",
+    "multiarith": "ChilleD/MultiArith",
+    "aime24": "HuggingFaceH4/aime_2024",
+    "aime25": "math-ai/aime25",
+    "gpqa": "Idavidrein/gpqa:gpqa_diamond.csv",
     "dapo-math-17k": "open-r1/DAPO-Math-17k-Processed:en",
 }
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?::[\w./-]+)?", re.ASCII)
@@ -39,7 +46,9 @@ def fetch(source: str, split: str) -> list[Path]:
             if constants.HF_HUB_OFFLINE:
                 raise ConnectionError("HF_HUB_OFFLINE is set")
             names = huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset")
-        except (GatedRepoError, RepositoryNotFoundError) as error:
+        except GatedRepoError as error:
+            raise _gated(source, name) from error
+        except RepositoryNotFoundError as error:
             raise UserError(
                 f"{source}: no such file or folder, and the hub shows no data set {name}; check the name, or log in "
                 "with `hf auth login` if it is a private one"
@@ -57,8 +66,17 @@ def fetch(source: str, split: str) -> list[Path]:
                 Path(huggingface_hub.hf_hub_download(name, file, repo_type="dataset"))
                 for file in choose(names, split, source, part)
             ]
+        except GatedRepoError as error:  # anybody may list its files
+            raise _gated(source, name) from error
         except (OSError, EntryNotFoundError) as error:
             raise UserError(f"{source}: fetching from the hub failed ({_first_line(error)}); try again") from error
+
+
+def _gated(source: str, name: str) -> UserError:
+    return UserError(
+        f"{source}: the hub gives {name} only to those who accepted its conditions; accept them on its page there, "
+        "then log in with `hf auth login`"
+    )
 
 
 def _cached(name: str) -> Path | None:

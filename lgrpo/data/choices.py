@@ -1,0 +1,65 @@
+"""Multiple choice: the options of a row, lettered behind the problem, so that the answer is a letter.
+
+Understood are GPQA's columns (`correct answer`, `incorrect answer 1`, ...), and a list called `choices` or `options`
+beside an answer that is a letter, the place of an option counted from 0 (MMLU), or an option's text.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lgrpo.errors import UserError
+
+CORRECT, INCORRECT = "correct answer", "incorrect answer"
+LISTS = ("choices", "options")
+COLUMNS = (CORRECT, *(f"{INCORRECT} {number}" for number in range(1, 10)), *LISTS)
+LETTERS = "ABCDEFGHIJ"  # as the verifier knows them
+
+
+def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str, str] | None:
+    """(problem with its options, letter of the right one) of a row's fields in lower case; None without options.
+
+    Raises UserError, without saying where, where options are there and cannot be used.
+    """
+    if fields.get(CORRECT) is not None:
+        wrong = [str(value).strip() for name, value in fields.items() if name.startswith(INCORRECT) and value]
+        right = str(fields[CORRECT]).strip()
+        # By a hash of problem and option: the same for everybody, in whatever order columns are.
+        options = sorted([right, *wrong], key=lambda option: _hash(f"{problem}\n{option}"))
+        place, name = options.index(right), CORRECT
+    else:
+        name = next((name for name in LISTS if isinstance(fields.get(name), list) and fields[name]), "")
+        if not name:
+            return None
+        options = [str(option).strip() for option in fields[name]]
+        place = _place(answer, options, name)
+        own = [re.match(rf"\(?{letter}[).:] ?", option) for letter, option in zip(LETTERS, options, strict=False)]
+        if all(own):  # lettered already
+            options = [option[match.end() :] for match, option in zip(own, options, strict=True) if match]
+    if not 1 < len(options) <= len(LETTERS):
+        raise UserError(f"`{name}`: {len(options)} options; a choice needs 2 to {len(LETTERS)}")
+    return _with_options(problem, options), LETTERS[place]
+
+
+def _place(answer: Any, options: list[str], name: str) -> int:
+    text = str(answer).strip()
+    if isinstance(answer, int) and 0 <= answer < len(options):
+        return answer
+    if text in options:
+        return options.index(text)
+    if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
+        return LETTERS.index(text.upper())
+    if text.isascii() and text.isdecimal() and int(text) < len(options):
+        return int(text)
+    raise UserError(f"the answer is no letter, place or text of one of the {len(options)} `{name}`")
+
+
+def _with_options(problem: str, options: list[str]) -> str:
+    lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
+    letters = f"{', '.join(LETTERS[: len(options) - 1])} or {LETTERS[len(options) - 1]}"
+    return f"{problem}\n{lines}\nAnswer with the letter of the right option: {letters}."
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
