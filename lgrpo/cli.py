@@ -157,9 +157,18 @@ def sample(**options: Any) -> None:
 
 @main.command(name="eval")
 @click.argument("checkpoints", nargs=-1)
-@click.option("--data", help=DATA_HELP)
+@click.option(
+    "--data",
+    multiple=True,
+    help="arithmetic, gsm8k, gsm8k-aug, gsm-hard, svamp, multiarith, math500, aime24, aime25, gpqa, a file or hub name; "
+    "repeatable.  [default: the test problems of what the checkpoint was trained on]",
+)
 @click.option("--limit", type=click.IntRange(1), help="Problems at most.  [default: 500 of arithmetic, else all]")
-@click.option("--runs", type=click.IntRange(1), help="Noise-free runs a problem.  [default: 5; 4 for `high`]")
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    help="Noise-free runs a problem.  [default: as published: 5; math500 and `high` 4, gpqa 8, aime 64]",
+)
 @click.option(
     "--samples",
     type=click.IntRange(0),
@@ -169,21 +178,28 @@ def sample(**options: Any) -> None:
 )
 @click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
 @click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the samples.  [default: eval in the run folder, else runs/eval/<checkpoint>]",
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
     help="One JSON object on stdout; a list for several checkpoints.  [default: a table]",
 )
+@click.option("--markdown", is_flag=True, help="The table as Markdown on stdout.  [default: columns]")
 @shared
 def evaluate(**options: Any) -> None:
     """Score CHECKPOINTS: Pass@1 without noise, pass@k with noise, lengths of latent and explicit part.
 
     Each is a run folder, a model folder or a hub name; left out, it is the newest run here. Explicit models are
-    scored too.
+    scored too. Of several, the later ones are compared to the first, problem by problem. Every sample is kept; stopped
+    at any moment, the same command goes on.
     """
     from lgrpo import score
 
-    score.evaluate(**options)
+    score.evaluate(score.EvalOptions(**options))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,68 @@
 """Scores of a policy on a set of problems (docs/method.md, 7): Pass@1, pass@k, lengths, invalid share."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from statistics import fmean
+from typing import NamedTuple, Protocol
 
-from lgrpo import noise
-from lgrpo.compare import clustered_standard_error
+from lgrpo import compare, noise
 from lgrpo.engine import Engine
 from lgrpo.groups import Grader
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request, Rollout
+
+GRADED = 64  # answers graded together: enough to be quick, few enough that an interruption costs little
+WAITED = 2.0  # seconds that the first of fewer waits at most
+
+
+class Asked(NamedTuple):
+    """One response to be made."""
+
+    problem: int  # index
+    run: int
+
+
+class Graded(Protocol):
+    """What a score needs of a response."""
+
+    @property
+    def problem(self) -> int: ...
+    @property
+    def run(self) -> int: ...
+    @property
+    def right(self) -> bool: ...
+    @property
+    def valid(self) -> bool: ...
+    @property
+    def latent_length(self) -> int: ...
+    @property
+    def explicit_length(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One response of an evaluation."""
+
+    problem: int  # index
+    run: int
+    rollout: Rollout
+    text: str  # the hard tokens
+    right: bool
+
+    @property
+    def valid(self) -> bool:
+        return self.rollout.valid
+
+    @property
+    def latent_length(self) -> int:
+        return self.rollout.latent_length
+
+    @property
+    def explicit_length(self) -> int:
+        return self.rollout.explicit_length
 
 
 @dataclass(frozen=True)
@@ -27,6 +78,7 @@ class Score:
     length: float
     invalid: float  # share of responses that reached the length limit
     pass_at_k: dict[int, float] = field(default_factory=dict)  # noise on, unbiased
+    shares: tuple[float, ...] = ()  # part of the runs that was right, of each problem: what `compare` compares
 
     def as_json(self, benchmark: str) -> dict[str, object]:
         """One entry of `results` in `lgrpo eval --json`."""
@@ -36,23 +88,13 @@ class Score:
             "runs": self.runs,
             "pass@1": self.pass_at_1,
             "pass@1_se": self.pass_at_1_se,
+            "pass@1_interval": list(compare.interval(self.shares, self.runs)) if self.shares else None,
             "pass@k": {str(k): value for k, value in self.pass_at_k.items()},
             "latent_length": self.latent_length,
             "explicit_length": self.explicit_length,
             "length": self.length,
             "invalid": self.invalid,
         }
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One response of an evaluation."""
-
-    problem: int  # index
-    run: int
-    rollout: Rollout
-    text: str  # the hard tokens
-    right: bool
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
@@ -71,62 +113,133 @@ def answer(
     noise_scale: float,
     seed: int,
     temperature: float,
-    on_finish: Callable[[int, bool], None] | None = None,
 ) -> list[Answered]:
-    """Answer each problem `runs` times, ordered by problem, then run.
-
-    noise_scale 0 leaves the chain deterministic. `on_finish(done, right)` is called after each problem's worth
-    of work is graded.
-    """
+    """Answer each problem `runs` times, ordered by problem, then run. noise_scale 0 leaves the chain deterministic."""
+    asked = [Asked(problem, run) for problem in range(len(problems)) for run in range(runs)]
     out: list[Answered] = []
-    step = max(1, 4 * engine.slots // runs)  # problems handed to the engine at a time
-    for start in range(0, len(problems), step):
-        part = problems[start : start + step]
-        requests = []
-        for problem in part:
-            prompt = tuple(policy.prompt_ids(problem.problem, latent=policy.latent))
-            requests += [
-                Request(prompt, noise.row_key(seed, problem.key, run), policy.latent, noise_scale, temperature)
-                for run in range(runs)
-            ]
-        rollouts = engine.generate(requests)
-        texts = [policy.decode(rollout.hard_tokens) for rollout in rollouts]
-        rewards = grader.grade(texts, [problem.answer for problem in part for _ in range(runs)])
-        for number, (rollout, text, reward) in enumerate(zip(rollouts, texts, rewards, strict=True)):
-            right = reward > 0 and rollout.valid
-            out.append(Answered(start + number // runs, number % runs, rollout, text, right))
-        if on_finish:
-            on_finish(start + len(part), out[-1].right)
-    return out
+    answer_each(
+        policy, engine, problems, asked, grader, out.extend,
+        noise_scale=noise_scale, seed=seed, temperature=temperature,
+    )  # fmt: skip
+    return sorted(out, key=lambda one: (one.problem, one.run))
 
 
-def summarise(answered: Sequence[Answered], explored: Sequence[Answered] = ()) -> Score:
-    """Score from noise-free responses and, for pass@k, from explored ones."""
-    by_problem: dict[int, list[bool]] = {}
-    for one in answered:
-        by_problem.setdefault(one.problem, []).append(one.right)
-    rates = [fmean(right) for right in by_problem.values()]
-    valid = [one.rollout for one in answered if one.rollout.valid]
+def answer_each(
+    policy: Policy,
+    engine: Engine,
+    problems: Sequence[Problem],
+    asked: Sequence[Asked],
+    grader: Grader,
+    take: Callable[[Sequence[Answered]], None],
+    *,
+    noise_scale: float,
+    seed: int,
+    temperature: float,
+) -> float:
+    """Make the responses asked for, and hand each to `take` soon after it has ended and was graded, a few at a time.
+
+    A response depends on policy, settings, seed, problem and run alone, so what is missing of an evaluation can be
+    made at any time. Returns the seconds that the rollouts took, without grading and `take`.
+    """
+    seconds = 0.0
+    step = 4 * engine.slots  # handed to the engine at a time: long enough for few slots to idle at the end
+    for start in range(0, len(asked), step):
+        part = asked[start : start + step]
+        prompts = {place: tuple(policy.prompt_ids(problems[place].problem, policy.latent)) for place, _ in part}
+        requests = [
+            Request(
+                prompts[one.problem],
+                noise.row_key(seed, problems[one.problem].key, one.run),
+                policy.latent,
+                noise_scale,
+                temperature,
+            )
+            for one in part
+        ]
+        grading = _Grading(policy, problems, part, grader, take)
+        began = time.monotonic()
+        engine.generate(requests, grading.add)
+        seconds += time.monotonic() - began - grading.seconds
+        grading.hand_on()
+    return seconds
+
+
+class _Grading:
+    """Grades responses as they end."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        problems: Sequence[Problem],
+        asked: Sequence[Asked],
+        grader: Grader,
+        take: Callable[[Sequence[Answered]], None],
+    ) -> None:
+        self._policy, self._problems, self._asked, self._grader, self._take = policy, problems, asked, grader, take
+        self._ended: list[tuple[Asked, Rollout]] = []
+        self._first = 0.0  # when the first of these ended
+        self.seconds = 0.0  # spent here
+
+    def add(self, number: int, rollout: Rollout) -> None:
+        if not self._ended:
+            self._first = time.monotonic()
+        self._ended.append((self._asked[number], rollout))
+        if len(self._ended) >= GRADED or time.monotonic() - self._first > WAITED:
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        began = time.monotonic()
+        ended, self._ended = self._ended, []
+        texts = [self._policy.decode(rollout.hard_tokens) for _, rollout in ended]
+        rewards = self._grader.grade(texts, [self._problems[asked.problem].answer for asked, _ in ended])
+        if ended:
+            self._take(
+                [
+                    Answered(*asked, rollout, text, reward > 0 and rollout.valid)
+                    for (asked, rollout), text, reward in zip(ended, texts, rewards, strict=True)
+                ]
+            )
+        self.seconds += time.monotonic() - began
+
+
+def summarise(answered: Sequence[Graded], explored: Sequence[Graded] = ()) -> Score:
+    """Score from noise-free responses and, for pass@k, from explored ones, each in any order."""
+    by_problem = _by_problem(answered)
+    shares = [fmean(right) for right in by_problem]
+    valid = [one for one in answered if one.valid]
+    latent, explicit = _mean(one.latent_length for one in valid), _mean(one.explicit_length for one in valid)
     return Score(
-        problems=len(by_problem),
+        problems=len(shares),
         runs=max((one.run for one in answered), default=-1) + 1,
-        pass_at_1=fmean(rates) if rates else 0.0,
-        pass_at_1_se=clustered_standard_error(rates),
-        latent_length=fmean([r.latent_length for r in valid]) if valid else 0.0,
-        explicit_length=fmean([r.explicit_length for r in valid]) if valid else 0.0,
-        length=fmean([r.length for r in valid]) if valid else 0.0,
+        pass_at_1=_mean(shares),
+        pass_at_1_se=compare.clustered_standard_error(shares),
+        latent_length=latent,
+        explicit_length=explicit,
+        length=_mean(one.latent_length + one.explicit_length for one in valid),
         invalid=1 - len(valid) / max(len(answered), 1),
         pass_at_k=_all_pass_at_k(explored),
+        shares=tuple(shares),
     )
 
 
-def _all_pass_at_k(explored: Sequence[Answered]) -> dict[int, float]:
+def _by_problem(answered: Sequence[Graded]) -> list[list[bool]]:
+    """Which runs were right, of each problem in the order of the problems."""
+    found: dict[int, list[bool]] = {}
+    for one in answered:
+        found.setdefault(one.problem, []).append(one.right)
+    return [found[problem] for problem in sorted(found)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return fmean(kept) if kept else 0.0
+
+
+def _all_pass_at_k(explored: Sequence[Graded]) -> dict[int, float]:
     """pass@k for k = 1, 2, 4, ... up to the number of samples."""
-    by_problem: dict[int, list[bool]] = {}
-    for one in explored:
-        by_problem.setdefault(one.problem, []).append(one.right)
+    by_problem = _by_problem(explored)
     if not by_problem:
         return {}
-    samples = min(len(right) for right in by_problem.values())
+    samples = min(map(len, by_problem))
     ks = [1 << power for power in range(samples.bit_length())]
-    return {k: fmean(pass_at_k(len(right), sum(right), k) for right in by_problem.values()) for k in ks}
+    return {k: fmean(pass_at_k(len(right), sum(right), k) for right in by_problem) for k in ks}

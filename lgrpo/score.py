@@ -1,83 +1,128 @@
-"""`lgrpo eval`: score models. Writes no file."""
+"""`lgrpo eval`: score models on benchmarks, and compare them."""
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lgrpo import ask, session
-from lgrpo import evaluate as evaluation
+from lgrpo.compare import paired
+from lgrpo.data import read_problems
+from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
-from lgrpo.plan import TrainSettings
-from lgrpo.policy import Policy
-from lgrpo.problems import Problem
+from lgrpo.errors import UserError
+from lgrpo.exam import Benchmark, Exam, Scored
 from lgrpo.screen import Show
-from lgrpo.screen.scores import scores
+from lgrpo.screen.scores import markdown, scores
 from lgrpo.verify import Verifier
 
 EVALUATED = 500  # problems of an endless source
 
 
-def evaluate(
-    checkpoints: Sequence[str],
-    data: str | None,
-    limit: int | None,
-    runs: int | None,
-    samples: int,
-    max_response: int | None,
-    as_json: bool,
-    seed: int,
-    device: str | None,
-) -> None:
-    """Score each checkpoint: a table, or JSON, on stdout."""
-    where = session.pick_device(device)
-    names = checkpoints or [str(session.newest())]
-    for checkpoint in names:
-        session.find(checkpoint)  # all names first: a wrong one must not cost the minutes of those before it
-    results: list[dict[str, Any]] = []
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """What a user asks of `eval`; None leaves it to the benchmark or the checkpoint."""
+
+    checkpoints: Sequence[str] = ()
+    data: Sequence[str] = ()
+    limit: int | None = None
+    runs: int | None = None
+    samples: int = 8
+    max_response: int | None = None
+    out: Path | None = None
+    as_json: bool = False
+    markdown: bool = False
+    seed: int = 0
+    device: str | None = None
+
+
+def evaluate(asked: EvalOptions) -> None:
+    """Score each checkpoint on each benchmark: a table, Markdown or JSON on stdout.
+
+    The later ones are compared to the first. Samples are kept (samples.py): stopped, the same command goes on.
+    """
+    if asked.as_json and asked.markdown:
+        raise UserError("--json and --markdown are two forms of the same answer; choose one")
+    where = session.pick_device(asked.device)
+    names = asked.checkpoints or [str(session.newest())]
+    for name in names:
+        session.find(name)  # all names first: a wrong one must not cost the minutes of those before it
+    benchmarks = _named_apart([_read(source, asked.limit) for source in dict.fromkeys(asked.data)])
     with Verifier() as grader, Show() as show:
-        for checkpoint in names:
-            policy = session.load(checkpoint, where.value)
-            endless = limit is None and (data or policy.card.data or "").startswith(session.ARITHMETIC)
-            problems, source = session.problems_for(policy, data, "test", EVALUATED if endless else limit or 0)
-            settings = ask.engine_settings(policy, max_response)
-            policy.card = ask.recognised(policy, checkpoint, problems, settings)
-            session.check_room(policy, problems, max_response)
-            score = _score(policy, problems, settings, runs, samples, seed, grader, show, checkpoint)
-            results.append({"checkpoint": checkpoint, "results": [score.as_json(Path(source).stem)]})
+        scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
-    if as_json:
+    for _, later in scored[1:]:
+        _compare(scored[0], later)
+    results = [{"checkpoint": name, "results": [one.entry for one in ones]} for name, ones in scored]
+    if asked.as_json:
         print(json.dumps(results[0] if len(results) == 1 else results))
+    elif asked.markdown:
+        print(markdown(results))
     else:
-        rows = [{"checkpoint": one["checkpoint"], **row} for one in results for row in one["results"]]
-        scores(rows, sys.stdout)
+        scores(results, sys.stdout)
 
 
-def _score(
-    policy: Policy,
-    problems: Sequence[Problem],
-    settings: TrainSettings,
-    runs: int | None,
-    samples: int,
-    seed: int,
-    grader: Verifier,
-    show: Show,
-    name: str,
-) -> evaluation.Score:
+def _read(source: str, limit: int | None) -> Benchmark:
+    benchmark = known(source)
+    if limit is None and source.partition(":")[0] == session.ARITHMETIC:
+        limit = EVALUATED
+    return Benchmark(Path(source).stem, source, read_problems(source, benchmark.split if benchmark else "test", limit))
+
+
+def _named_apart(benchmarks: list[Benchmark]) -> list[Benchmark]:
+    """By their whole source where two have one name."""
+    short = [one.name for one in benchmarks]
+    return [one._replace(name=one.source) if short.count(one.name) > 1 else one for one in benchmarks]
+
+
+def _checkpoint(
+    name: str, device: str, benchmarks: Sequence[Benchmark], asked: EvalOptions, grader: Verifier, show: Show
+) -> list[Scored]:
+    """The scores of one checkpoint. Its memory is free again when this returns."""
+    policy = session.load(name, device)
+    benchmarks = benchmarks or [_read(session.test_source(policy), asked.limit)]
+    settings = ask.engine_settings(policy, asked.max_response)
+    policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
+    for benchmark in benchmarks:
+        session.check_room(policy, benchmark.problems, asked.max_response)
     engine = Engine(
         policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, show.warn
     )
-    runs = runs or (4 if settings.recipe == "high" else 5)
+    exam = Exam(name, policy, engine, settings, asked.seed, asked.out)
+    scored = [exam.score(benchmark, asked.runs, asked.samples, grader, show) for benchmark in benchmarks]
+    engine.release()
+    return scored
 
-    def ask(title: str, count: int, scale: float) -> list[evaluation.Answered]:
-        show.stage(f"{title} {name}", len(problems))
-        return evaluation.answer(
-            policy, engine, problems, grader, runs=count, noise_scale=scale, seed=seed,
-            temperature=settings.temperature, on_finish=lambda done, right: show.step(done, {}),
-        )  # fmt: skip
 
-    answered = ask("Pass@1", runs, 0.0)
-    explored = ask("pass@k", samples, settings.noise_scale) if samples else []
-    return evaluation.summarise(answered, explored)
+def _compare(first: tuple[str, Sequence[Scored]], later: Sequence[Scored]) -> None:
+    """Add `against` to the entries of problems that the first checkpoint answered, too."""
+    name, ones = first
+    before = {one.benchmark.name: one for one in ones}
+    for after in later:
+        old = before.get(after.benchmark.name)
+        if old is None or old.benchmark.problems != after.benchmark.problems:
+            continue
+        found = paired(old.shares, after.shares)
+
+        def flipped(places: Sequence[int], old: Scored = old, new: Scored = after) -> list[dict[str, Any]]:
+            return [
+                {
+                    "index": place,
+                    "problem": new.benchmark.problems[place].problem,
+                    "before": old.shares[place],
+                    "after": new.shares[place],
+                }
+                for place in places
+            ]
+
+        after.entry["against"] = {
+            "checkpoint": name,
+            "difference": found.mean,
+            "difference_se": found.standard_error,
+            "difference_interval": list(found.interval),
+            "won": flipped(found.won),
+            "lost": flipped(found.lost),
+        }

@@ -84,17 +84,24 @@ def newest(commands: Sequence[str] = ("train", "init")) -> Path:
 
 
 def problems_for(policy: Policy, data: str | None, split: str, limit: int) -> tuple[list[Problem], str]:
-    """The first `limit` problems (0: all) and the name of their source: `data`, else what the policy was trained on.
+    """The first `limit` problems (0: all) and the name of their source: `data`, else what the policy was trained on."""
+    source = data or _trained_on(policy)
+    return read_problems(source, split=split, limit=limit or None), source
 
-    Raises UserError when neither is known, or when a file is to serve as its own test set.
-    """
-    source = data or policy.card.data
-    if source is None:
-        raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
-    if split == "test" and data is None and Path(source).suffix.lower() in files.TYPES:
+
+def test_source(policy: Policy) -> str:
+    """The data a policy was trained on, where it has a test set of its own. Raises UserError where it has none."""
+    source = _trained_on(policy)
+    benchmark = known(source)
+    if benchmark.split == "train" if benchmark else Path(source).suffix.lower() in files.TYPES:
         raise UserError(f"{policy.name} was trained on {source}; give --data with problems it has not seen")
-    benchmark = known(source) if split == "test" else None
-    return read_problems(source, split=benchmark.split if benchmark else split, limit=limit or None), source
+    return source
+
+
+def _trained_on(policy: Policy) -> str:
+    if policy.card.data is None:
+        raise UserError(f"{policy.name} does not say what it was trained on; give --data FILE or a hub name")
+    return policy.card.data
 
 
 def fitting(policy: Policy, problems: Sequence[Problem], max_prompt: int, latent: bool) -> tuple[list[Problem], int]:

@@ -21,13 +21,13 @@ from lgrpo.errors import UserError
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(file: IO[str]) -> None:
+    def lock(file: IO[Any]) -> None:
         file.seek(0)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _lock(file: IO[str]) -> None:
+    def lock(file: IO[Any]) -> None:
         # A record lock belongs to the process: unlike flock's it is not inherited by a forked helper, which would
         # otherwise go on holding the folder after this process was killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +158,7 @@ class FolderLock:
             raise UserError(f"{folder} is already open in this process; close that run first")
         self._file = self.path.open("a+", encoding="utf-8")
         try:
-            _lock(self._file)
+            lock(self._file)
         except (BlockingIOError, PermissionError):
             self._file.seek(0)
             try:

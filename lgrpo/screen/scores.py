@@ -1,4 +1,8 @@
-"""Scores of `eval` as a table."""
+"""Scores of `eval`: a table for the terminal, columns for a pipe, Markdown to paste.
+
+All take what `eval --json` prints, as a list: `checkpoint` and its `results`, the later ones with `against`, their
+comparison to the first.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +10,153 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.console import Console
 from rich.text import Text
 
 from lgrpo.screen.terminal import console_on, line, table
 from lgrpo.text import clean, columns
 
+Row = Mapping[str, Any]  # one entry of `results`, with its `checkpoint`
+_SHOWN = 3  # problems that flipped, of each kind
+_LETTERS = 100  # of a problem, without a terminal
+_ACROSS = 3  # checkpoints side by side
 
-def scores(rows: Sequence[Mapping[str, Any]], file: TextIO | None = None, width: int | None = None) -> None:
-    """Results of `eval` as a table: one row each, with the keys of `eval --json`, and `checkpoint` where given."""
+
+def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None = None) -> None:
+    """A table with a row a score, where that fits or in a pipe; else one a benchmark, with a column a checkpoint."""
     console = console_on(file or sys.stderr, None, width)
-    ks = sorted({str(k) for row in rows for k in row.get("pass@k", {})}, key=int)
-    words = ["checkpoint"] * any("checkpoint" in row for row in rows) + ["benchmark"]
-    head = [*words, "problems", "Pass@1", *(f"pass@{k}" for k in ks), "latent", "explicit", "length", "invalid"]
+    rows = _rows(results)
+    head, cells = _wide(rows)
+    fits = len(max(columns([head, *cells]), key=len)) <= console.width
+    compared = [row for row in rows if "against" in row]
+    if fits or not console.is_terminal:
+        table(console, head, cells, words=2)
+        if compared:
+            line(console, Text(f"against {clean(compared[0]['against']['checkpoint'])}, problem by problem"))
+            table(console, *_comparison(compared), words=2)
+    else:
+        for name in dict.fromkeys(str(row["benchmark"]) for row in rows):
+            _upright(console, name, [row for row in rows if str(row["benchmark"]) == name])
+    for row in compared:
+        _flipped(console, row)
+
+
+def markdown(results: Sequence[Row]) -> str:
+    """The same as tables to paste."""
+    rows = _rows(results)
+    parts = [_markdown_table(*_wide(rows), words=2)]
+    if compared := [row for row in rows if "against" in row]:
+        head, cells = _comparison(compared)
+        head[0] = f"against {compared[0]['against']['checkpoint']}"
+        parts.append(_markdown_table(head, cells, words=2))
+    return "\n\n".join(parts)
+
+
+def _rows(results: Sequence[Row]) -> list[Row]:
+    return [{"checkpoint": one["checkpoint"], **entry} for one in results for entry in one["results"]]
+
+
+def _wide(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    ks = _ks(rows)
+    noisy = [f"pass@{'/'.join(ks)}, noise"] if ks else []
+    head = ["checkpoint", "benchmark", "problems", "runs", "Pass@1 (95 %)", *noisy]
     cells = [
-        [
-            *(str(row.get(word, "")) for word in words),
-            str(row["problems"]),
-            f"{row['pass@1']:.3f} ± {row['pass@1_se']:.3f}",
-        ]
-        + [_or_dash({str(of): rate for of, rate in row.get("pass@k", {}).items()}, k, "{:.3f}") for k in ks]
-        + [_or_dash(row, key, "{:.1f}") for key in ("latent_length", "explicit_length", "length")]
-        + [_or_dash(row, "invalid", "{:.1%}")]
+        [str(row["checkpoint"]), str(row["benchmark"]), str(row["problems"]), str(row["runs"]), _pass_at_1(row)]
+        + (["/".join(_pass_at_k(row, k) for k in ks)] if ks else [])
+        + [show(row) for _, show in _MEASURES]
         for row in rows
     ]
-    if len(words) == 1 or not console.is_terminal or len(max(columns([head, *cells]), key=len)) <= console.width:
-        table(console, head, cells, words=len(words))
-        return
-    for name in dict.fromkeys(row[0] for row in cells):  # too narrow: a table for each checkpoint, its name above
-        line(console, Text(clean(name), style="bold"))
-        table(console, head[1:], [row[1:] for row in cells if row[0] == name], words=1)
+    return head + [name for name, _ in _MEASURES], cells
 
 
-def _or_dash(row: Mapping[str, Any], key: str, form: str) -> str:
-    value = row.get(key)
-    return "-" if value is None else form.format(value)
+def _comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    head = ["checkpoint", "benchmark", "difference (95 %)", "", "won", "lost"]
+    return head, [
+        [str(row["checkpoint"]), str(row["benchmark"]), _difference(row), _verdict(row), *_won_and_lost(row)]
+        for row in rows
+    ]
+
+
+def _upright(console: Console, name: str, rows: Sequence[Row]) -> None:
+    """One benchmark: a column a checkpoint, a line a number."""
+    line(console, Text(f"{clean(name)}: {rows[0]['problems']} problems, {rows[0]['runs']} runs each", style="bold"))
+    for start in range(0, len(rows), _ACROSS):
+        part = rows[start : start + _ACROSS]
+        lines = [["Pass@1", *map(_pass_at_1, part)], ["", *map(_interval, part)]]
+        lines += [[f"pass@{k}, noise", *(_pass_at_k(row, k) for row in part)] for k in _ks(part)]
+        lines += [[name, *map(show, part)] for name, show in _MEASURES]
+        if any("against" in row for row in part):
+            lines += [["difference", *map(_difference, part)], ["", *map(_verdict, part)]]
+            lines += [["won, lost", *(", ".join(_won_and_lost(row)) for row in part)]]
+        table(console, ["", *(str(row["checkpoint"]) for row in part)], lines, words=1)
+
+
+def _flipped(console: Console, row: Row) -> None:
+    """The first problems whose majority of runs changed sides."""
+    against = row["against"]
+    for kind, what, style in (("won", "right now", "green"), ("lost", "wrong now", "red")):
+        for one in against[kind][:_SHOWN]:
+            text = Text.assemble(
+                (f"{what} ", style), f"{one['before']:.2f} -> {one['after']:.2f}  ", clean(one["problem"])
+            )
+            text.truncate(console.width if console.is_terminal else _LETTERS, overflow="ellipsis")
+            line(console, text)
+        if (more := len(against[kind]) - _SHOWN) > 0:
+            line(console, Text(f"{what}: {more} more, all of them with --json", style="dim"))
+
+
+def _ks(rows: Sequence[Row]) -> list[str]:
+    return sorted({str(k) for row in rows for k in row.get("pass@k", {})}, key=int)
+
+
+def _pass_at_1(row: Row) -> str:
+    return f"{row['pass@1']:.3f} {_interval(row)}"
+
+
+def _interval(row: Row) -> str:
+    low, high = row["pass@1_interval"]
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+def _pass_at_k(row: Row, k: str) -> str:
+    value = {str(of): rate for of, rate in row.get("pass@k", {}).items()}.get(k)
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _difference(row: Row) -> str:
+    if "against" not in row:
+        return ""
+    low, high = row["against"]["difference_interval"]
+    return f"{row['against']['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _verdict(row: Row) -> str:
+    if "against" not in row:
+        return ""
+    low, high = row["against"]["difference_interval"]
+    return "better" if low > 0 else "worse" if high < 0 else "undecided"
+
+
+def _won_and_lost(row: Row) -> list[str]:
+    return [str(len(row["against"][kind])) for kind in ("won", "lost")] if "against" in row else []
+
+
+def _measure(key: str, form: str) -> Any:
+    return lambda row: "-" if row.get(key) is None else form.format(row[key])
+
+
+_MEASURES = [
+    ("latent", _measure("latent_length", "{:.1f}")),
+    ("explicit", _measure("explicit_length", "{:.1f}")),
+    ("length", _measure("length", "{:.1f}")),
+    ("invalid", _measure("invalid", "{:.1%}")),
+    ("tokens/s", _measure("tokens_per_second", "{:,.0f}")),
+]
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    def written(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(clean(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join("---" if place < words else "---:" for place in range(len(head))) + "|"
+    return "\n".join([written(head), rule, *map(written, rows)])
