@@ -160,7 +160,7 @@ def sample(**options: Any) -> None:
 @click.option(
     "--data",
     multiple=True,
-    help="arithmetic, gsm8k, gsm8k-aug, gsm-hard, svamp, multiarith, math500, aime24, aime25, gpqa, a file or hub name; "
+    help="arithmetic, gsm8k, gsm8k-aug, gsm-hard, svamp, multiarith, math500, aime24, aime25, gpqa, file or hub name; "
     "repeatable.  [default: the test problems of what the checkpoint was trained on]",
 )
 @click.option("--limit", type=click.IntRange(1), help="Problems at most.  [default: 500 of arithmetic, else all]")

@@ -41,15 +41,22 @@ class Exam:
     """A checkpoint, ready to be asked."""
 
     def __init__(
-        self, name: str, policy: Policy, engine: Engine, settings: TrainSettings, seed: int, out: Path | None
+        self,
+        name: str,
+        model: str,
+        policy: Policy,
+        engine: Engine,
+        settings: TrainSettings,
+        seed: int,
+        out: Path | None,
     ) -> None:
-        """name: as the user gave it. out: the folder of the samples, where not the usual one."""
-        self.name, self.policy, self.engine, self.settings, self.seed = name, policy, engine, settings, seed
-        self.model = session.find(name)
-        self.folder = out or _folder(name, self.model)
-        local = Path(self.model).is_dir()
+        """name: as the user gave it. model: what it means. out: the folder of the samples, where not the usual one."""
+        self.name, self.model, self.policy, self.engine = name, model, policy, engine
+        self.settings, self.seed = settings, seed
+        self.folder = out or _folder(name, model)
+        local = Path(model).is_dir()
         self.identity = {
-            "model": content_hash(Path(self.model)) if local else [self.model, policy.model.config._commit_hash],
+            "model": content_hash(Path(model)) if local else [model, policy.model.config._commit_hash],
             "mode": policy.card.mode,
             "latent": asdict(engine.latent),
             "text": asdict(engine.text),
@@ -72,6 +79,12 @@ class Exam:
         path = path_of(self.folder, benchmark.name, identity)
         speed = _Speed()
         with Samples(path, benchmark.problems) as samples:
+            there = sum(len(samples.of(kind, count)) for kind, count in kinds.items())
+            if there:
+                total = sum(kinds.values()) * len(benchmark.problems)
+                show.say(
+                    f"{benchmark.name}: {'all' if there == total else f'{there} of'} {total} samples are in {path}"
+                )
             try:
                 for kind, count in kinds.items():
                     self._make(benchmark, samples, kind, count, grader, show, speed)
@@ -111,9 +124,6 @@ class Exam:
     ) -> None:
         total = count * len(benchmark.problems)
         missing = samples.missing(kind, count)
-        if len(missing) < total:
-            there = f"{total - len(missing)} of" if missing else "all"
-            show.say(f"{there} {total} samples of {kind} on {benchmark.name} are in {samples.path} already")
         if not missing:
             return
         title = "Pass@1" if kind == PASS_AT_1 else "pass@k"

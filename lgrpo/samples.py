@@ -134,11 +134,14 @@ def short_hash(value: Any) -> str:
 
 def content_hash(folder: Path) -> str:
     """Of all files of a model's folder that decide what it answers: weights, configuration, tokenizer, card."""
-    files = [
-        path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES and not path.name.startswith(_STATE)
-    ]
-    with ThreadPoolExecutor(4) as pool:
-        return short_hash(dict(zip([path.name for path in files], pool.map(_file_hash, files), strict=True)))
+    try:
+        files = [path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES]
+        files = [path for path in files if not path.name.startswith(_STATE)]
+        with ThreadPoolExecutor(4) as pool:
+            hashes = list(pool.map(_file_hash, files))
+    except OSError as error:  # a run that goes on removes the checkpoint it has a better one for
+        raise UserError(f"{folder} cannot be read to its end ({error.strerror or error}); try again") from error
+    return short_hash(dict(zip([path.name for path in files], hashes, strict=True)))
 
 
 def _file_hash(path: Path) -> str:

@@ -82,7 +82,9 @@ def _checkpoint(
     name: str, device: str, benchmarks: Sequence[Benchmark], asked: EvalOptions, grader: Verifier, show: Show
 ) -> list[Scored]:
     """The scores of one checkpoint. Its memory is free again when this returns."""
-    policy = session.load(name, device)
+    model = session.find(name)  # once: the best checkpoint of a run that goes on may be another the next moment
+    policy = session.load(None if session.is_tiny(name) else model, device)
+    policy.name = name
     benchmarks = benchmarks or [_read(session.test_source(policy), asked.limit)]
     settings = ask.engine_settings(policy, asked.max_response)
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
@@ -91,7 +93,7 @@ def _checkpoint(
     engine = Engine(
         policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, show.warn
     )
-    exam = Exam(name, policy, engine, settings, asked.seed, asked.out)
+    exam = Exam(name, model, policy, engine, settings, asked.seed, asked.out)
     scored = [exam.score(benchmark, asked.runs, asked.samples, grader, show) for benchmark in benchmarks]
     engine.release()
     return scored

@@ -26,8 +26,8 @@ from lgrpo.verify import Verifier
 COMMANDS = ("init", "train", "sample", "eval")
 QUESTION = "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
 RESULT = {
-    "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@k", "latent_length", "explicit_length", "length",
-    "invalid",
+    "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@1_interval", "pass@k", "latent_length",
+    "explicit_length", "length", "invalid", "tokens_per_second",
 }  # fmt: skip
 # The `tiny` recipe, so small that a command takes a second: nothing here tests what is learnt.
 SMALL_TRAIN = {
@@ -168,8 +168,9 @@ def test_init_then_train_by_name_and_eval_of_several() -> None:
     latent, explicit = (one["results"][0] for one in both)
     assert explicit["latent_length"] == 0
     assert latent["pass@k"] == {}
+    assert explicit["against"]["checkpoint"] == "mine"
     table = done("eval", "tiny", "--limit", "2", "--runs", "1", "--samples", "0").stdout.splitlines()
-    assert table[0].split()[:4] == ["checkpoint", "benchmark", "problems", "Pass@1"]
+    assert table[0].split()[:5] == ["checkpoint", "benchmark", "problems", "runs", "Pass@1"]
     assert len(table) == 2
 
 
@@ -271,7 +272,9 @@ def test_eval_ends_at_once_when_told_to(latent: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Show, "stage", lambda *_: os.kill(os.getpid(), number))
     before = listing()
     stopped = lgrpo("eval", latent, "--limit", "2")
-    assert (stopped.exit_code, stopped.stdout, stopped.stderr) == (130, "", "Stopped.\n")
+    assert (stopped.exit_code, stopped.stdout) == (130, "")
+    assert stopped.stderr.startswith("stopped; the same command goes on from the samples in runs/eval/latent/arith")
+    assert stopped.stderr.count("\n") == 1
     assert listing() == before
 
 
@@ -409,6 +412,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["eval"], "there is no run in runs/ yet; `lgrpo train` makes one, or name a checkpoint"),
     (["eval", "foreign"], "foreign was trained on good.jsonl; give --data with problems it has not seen"),
     (["eval", "latent", "nowhere"], "there is no 'nowhere'"),
+    (["eval", "latent", "--data", "arithmetic", "--data", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
+    (["eval", "latent", "--data", "svamp"], "ChilleD/SVAMP is not in the cache and cannot be fetched from the hub"),
+    (["eval", "latent", "--json", "--markdown"], "--json and --markdown are two forms of the same answer; choose one"),
+    (["eval", "latent", "--limit", "2", "--out", "notes.md"], "'--out': Directory 'notes.md' is a file."),
     (["init", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg); choose"),
     (["train", "latent", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg)"),
     (["train", "latent", "--set", "limit=60", "--out", "notes.md"], "notes.md is a file; choose another --out"),

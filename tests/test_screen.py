@@ -18,7 +18,6 @@ from lgrpo.screen import Show
 from lgrpo.screen.curves import curve
 from lgrpo.screen.pace import Pace
 from lgrpo.screen.panel import WIDEST
-from lgrpo.screen.scores import scores
 from lgrpo.text import clean, columns, duration, number, setting
 
 NASTY = "\x1b[31mred\x1b[0m \x9b2J \x07 [bold]loud[/bold] [/] :smile: \u202e gnp \ud800 a\r\nb\tc"
@@ -69,7 +68,6 @@ def test_plain_output_has_no_control_characters(monkeypatch):
     file = io.StringIO()
     with Show(file) as show:
         everything(show)
-    scores([ROW | {"benchmark": NASTY, "checkpoint": NASTY}], file)
     assert not CONTROL.search(file.getvalue())
     assert "[bold]loud[/bold]" in file.getvalue()
 
@@ -296,43 +294,6 @@ def test_stdout_is_the_answer_alone_and_terminals_get_what_they_can_show():
     assert answer == "the answer\n"
     assert "walk 1/2  loss 0.500" in seen
     assert "\x1b" not in seen
-
-
-ROW = {
-    "benchmark": "arithmetic",
-    "problems": 1000,
-    "runs": 5,
-    "pass@1": 0.8125,
-    "pass@1_se": 0.0123,
-    "pass@k": {"1": 0.8, 16: 0.95, "8": 0.9},
-    "latent_length": 8.84,
-    "explicit_length": None,
-    "length": 13.8,
-    "invalid": 0.004,
-}
-
-
-def test_scores_in_a_pipe():
-    file = io.StringIO()
-    scores([ROW, ROW | {"benchmark": "gsm8k", "pass@k": {}}], file)
-    assert file.getvalue().splitlines() == [
-        "benchmark   problems  Pass@1         pass@1  pass@8  pass@16  latent  explicit  length  invalid",
-        "arithmetic  1000      0.812 ± 0.012  0.800   0.900   0.950    8.8     -         13.8    0.4%",
-        "gsm8k       1000      0.812 ± 0.012  -       -       -        8.8     -         13.8    0.4%",
-    ]
-
-
-def test_scores_of_several_checkpoints_fit_80_columns_with_every_digit():
-    file = Terminal()
-    row = ROW | {"pass@k": {"8": 0.9, "16": 0.95}}
-    scores([row | {"checkpoint": "runs/" + name} for name in ("a" * 30, "b" * 30)], file, width=80)
-    shown = ESCAPE.sub("", file.getvalue())
-    assert max(cell_len(line) for line in shown.split("\n")) <= 80
-    assert shown.count("1000 0.812 ± 0.012  0.900   0.950    8.8        -   13.8    0.4%") == 2
-    assert "runs/" + "a" * 30 in shown
-    file = Terminal()
-    scores([row | {"checkpoint": "runs/" + name} for name in ("a" * 30, "b" * 30)], file, width=200)
-    assert ESCAPE.sub("", file.getvalue()).count("Pass@1") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from lgrpo.text import clean, columns
 Row = Mapping[str, Any]  # one entry of `results`, with its `checkpoint`
 _SHOWN = 3  # problems that flipped, of each kind
 _LETTERS = 100  # of a problem, without a terminal
-_ACROSS = 3  # checkpoints side by side
+_LABEL, _COLUMN = 14, 24  # columns that a line's name and a checkpoint's numbers take, side by side
 
 
 def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None = None) -> None:
@@ -35,9 +35,11 @@ def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None
             line(console, Text(f"against {clean(compared[0]['against']['checkpoint'])}, problem by problem"))
             table(console, *_comparison(compared), words=2)
     else:
-        for name in dict.fromkeys(str(row["benchmark"]) for row in rows):
-            _upright(console, name, [row for row in rows if str(row["benchmark"]) == name])
+        for name in dict.fromkeys(row["benchmark"] for row in rows):
+            _upright(console, name, [row for row in rows if row["benchmark"] == name])
     for row in compared:
+        if len(compared) > 1:
+            line(console, Text(f"{row['checkpoint']} on {row['benchmark']}", style="bold"))
         _flipped(console, row)
 
 
@@ -53,7 +55,12 @@ def markdown(results: Sequence[Row]) -> str:
 
 
 def _rows(results: Sequence[Row]) -> list[Row]:
-    return [{"checkpoint": one["checkpoint"], **entry} for one in results for entry in one["results"]]
+    """One a score, with names that a terminal can show."""
+    return [
+        {**entry, "checkpoint": clean(str(one["checkpoint"])), "benchmark": clean(str(entry["benchmark"]))}
+        for one in results
+        for entry in one["results"]
+    ]
 
 
 def _wide(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -61,7 +68,7 @@ def _wide(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     noisy = [f"pass@{'/'.join(ks)}, noise"] if ks else []
     head = ["checkpoint", "benchmark", "problems", "runs", "Pass@1 (95 %)", *noisy]
     cells = [
-        [str(row["checkpoint"]), str(row["benchmark"]), str(row["problems"]), str(row["runs"]), _pass_at_1(row)]
+        [row["checkpoint"], row["benchmark"], str(row["problems"]), str(row["runs"]), _pass_at_1(row)]
         + (["/".join(_pass_at_k(row, k) for k in ks)] if ks else [])
         + [show(row) for _, show in _MEASURES]
         for row in rows
@@ -72,23 +79,23 @@ def _wide(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def _comparison(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     head = ["checkpoint", "benchmark", "difference (95 %)", "", "won", "lost"]
     return head, [
-        [str(row["checkpoint"]), str(row["benchmark"]), _difference(row), _verdict(row), *_won_and_lost(row)]
-        for row in rows
+        [row["checkpoint"], row["benchmark"], _difference(row), _verdict(row), *_won_and_lost(row)] for row in rows
     ]
 
 
 def _upright(console: Console, name: str, rows: Sequence[Row]) -> None:
     """One benchmark: a column a checkpoint, a line a number."""
-    line(console, Text(f"{clean(name)}: {rows[0]['problems']} problems, {rows[0]['runs']} runs each", style="bold"))
-    for start in range(0, len(rows), _ACROSS):
-        part = rows[start : start + _ACROSS]
-        lines = [["Pass@1", *map(_pass_at_1, part)], ["", *map(_interval, part)]]
+    line(console, Text(f"{name}: {rows[0]['problems']} problems, {rows[0]['runs']} runs each", style="bold"))
+    across = max(1, (console.width - _LABEL) // _COLUMN)
+    for start in range(0, len(rows), across):
+        part = rows[start : start + across]
+        lines = [["Pass@1", *map(_pass_at_1, part)]]
         lines += [[f"pass@{k}, noise", *(_pass_at_k(row, k) for row in part)] for k in _ks(part)]
         lines += [[name, *map(show, part)] for name, show in _MEASURES]
         if any("against" in row for row in part):
             lines += [["difference", *map(_difference, part)], ["", *map(_verdict, part)]]
             lines += [["won, lost", *(", ".join(_won_and_lost(row)) for row in part)]]
-        table(console, ["", *(str(row["checkpoint"]) for row in part)], lines, words=1)
+        table(console, ["", *(row["checkpoint"] for row in part)], lines, words=1)
 
 
 def _flipped(console: Console, row: Row) -> None:
@@ -110,12 +117,8 @@ def _ks(rows: Sequence[Row]) -> list[str]:
 
 
 def _pass_at_1(row: Row) -> str:
-    return f"{row['pass@1']:.3f} {_interval(row)}"
-
-
-def _interval(row: Row) -> str:
     low, high = row["pass@1_interval"]
-    return f"[{low:.3f}, {high:.3f}]"
+    return f"{row['pass@1']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _pass_at_k(row: Row, k: str) -> str:
@@ -142,7 +145,11 @@ def _won_and_lost(row: Row) -> list[str]:
 
 
 def _measure(key: str, form: str) -> Any:
-    return lambda row: "-" if row.get(key) is None else form.format(row[key])
+    def shown(row: Row) -> str:
+        of_none = key.endswith("length") and row.get("invalid") == 1  # lengths are means over valid responses
+        return "-" if row.get(key) is None or of_none else form.format(row[key])
+
+    return shown
 
 
 _MEASURES = [
