@@ -2,9 +2,9 @@
 
     python benchmarks/paired.py BEFORE:AFTER [BEFORE:AFTER ...] [--problems 1000] [--runs 2] [--noise 0]
 
-Both checkpoints of a pair answer the same test problems with the same seeds. The standard error of a difference
-is clustered by problem: within a pair over problems, pooled over pairs over the problems' mean differences. Prints a
-table, and as its last line one JSON object.
+Both checkpoints of a pair answer the same test problems with the same seeds. The standard error and the 95 % interval
+of a difference are clustered by problem (lgrpo/compare.py): within a pair over problems, pooled over pairs over the
+problems' means. Prints a line a pair, and as its last line one JSON object. For one pair, `lgrpo eval` says the same.
 """
 
 import json
@@ -14,7 +14,7 @@ from statistics import fmean
 import click
 
 from lgrpo import arithmetic, evaluate, plan, session
-from lgrpo.compare import clustered_standard_error
+from lgrpo.compare import Difference, paired
 from lgrpo.engine import Engine
 from lgrpo.verify import Verifier
 
@@ -29,10 +29,8 @@ def rates(checkpoint: str, problems: int, runs: int, noise: float, grader: Verif
     answered = evaluate.answer(
         policy, engine, asked, grader, runs=runs, noise_scale=noise, seed=1, temperature=settings.temperature
     )
-    by_problem: list[list[bool]] = [[] for _ in asked]
-    for one in answered:
-        by_problem[one.problem].append(one.right)
-    return [fmean(right) for right in by_problem], evaluate.summarise(answered).length
+    score = evaluate.summarise(answered)
+    return list(score.shares), score.length
 
 
 @click.command()
@@ -42,33 +40,34 @@ def rates(checkpoint: str, problems: int, runs: int, noise: float, grader: Verif
 @click.option("--noise", default=0.0, show_default=True, help="Noise scale of the latent chain.")
 def main(pairs: tuple[str, ...], problems: int, runs: int, noise: float) -> None:
     """Compare BEFORE:AFTER pairs of checkpoints on the arithmetic test problems."""
-    rows, gains = [], []
+    rows, befores, afters = [], [], []
     with Verifier() as grader:
         for pair in pairs:
             before, after = pair.split(":")
             (old, old_length), (new, new_length) = (
                 rates(checkpoint, problems, runs, noise, grader) for checkpoint in (before, after)
             )
-            gain = [b - a for a, b in zip(old, new, strict=True)]
-            gains.append(gain)
+            befores.append(old)
+            afters.append(new)
+            gain = paired(old, new)
             rows.append(
                 {
                     "before": before, "after": after, "pass@1_before": fmean(old), "pass@1_after": fmean(new),
-                    "difference": fmean(gain), "difference_se": clustered_standard_error(gain),
-                    "length_before": old_length, "length_after": new_length,
+                    "difference": gain.mean, "difference_se": gain.standard_error,
+                    "difference_interval": gain.interval, "length_before": old_length, "length_after": new_length,
                 }
             )  # fmt: skip
             print(f"{before} {fmean(old):.3f} -> {after} {fmean(new):.3f}: {_signed(gain)}", flush=True)
-    pooled = [fmean(column) for column in zip(*gains, strict=True)]
+    pooled = paired(*([fmean(shares) for shares in zip(*side, strict=True)] for side in (befores, afters)))
     print(f"pooled over {len(pairs)} pairs: {_signed(pooled)}")
     print(json.dumps({
-        "problems": problems, "runs": runs, "noise": noise, "pairs": rows, "pooled": fmean(pooled),
-        "pooled_se": clustered_standard_error(pooled),
+        "problems": problems, "runs": runs, "noise": noise, "pairs": rows, "pooled": pooled.mean,
+        "pooled_se": pooled.standard_error, "pooled_interval": pooled.interval,
     }))  # fmt: skip
 
 
-def _signed(differences: list[float]) -> str:
-    return f"{fmean(differences):+.3f} ± {clustered_standard_error(differences):.3f}"
+def _signed(gain: Difference) -> str:
+    return f"{gain.mean:+.3f} ± {gain.standard_error:.3f} [{gain.interval[0]:+.3f}, {gain.interval[1]:+.3f}]"
 
 
 if __name__ == "__main__":

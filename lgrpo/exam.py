@@ -126,7 +126,7 @@ class Exam:
         missing = samples.missing(kind, count)
         if not missing:
             return
-        title = "Pass@1" if kind == PASS_AT_1 else "pass@k"
+        title, number = ("Pass@1", "Pass@1") if kind == PASS_AT_1 else ("pass@k", "pass@1, noise")
         show.stage(f"{title} {self.name} on {benchmark.name}", total, total - len(missing))
         outcomes = samples.of(kind, count)
         done, right = len(outcomes), sum(outcome.right for outcome in outcomes)
@@ -140,7 +140,7 @@ class Exam:
             samples.add(kind, new, [self._detail(one) for one in answered])
             speed.positions += sum(one.latent_length + one.explicit_length for one in new)
             done, right = done + len(new), right + sum(one.right for one in new)
-            show.step(done, {"right": right / done})
+            show.step(done, {number: right / done})
             shown = answered[-1]
             chain, text = reading.readable(self.policy, shown.rollout, self.settings.tau)
             show.sample(benchmark.problems[shown.problem].problem, chain, text, shown.right)
