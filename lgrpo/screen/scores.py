@@ -38,7 +38,7 @@ def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None
         for name in dict.fromkeys(row["benchmark"] for row in rows):
             _upright(console, name, [row for row in rows if row["benchmark"] == name])
     for row in compared:
-        if len(compared) > 1:
+        if len(compared) > 1 and (row["against"]["won"] or row["against"]["lost"]):
             line(console, Text(f"{row['checkpoint']} on {row['benchmark']}", style="bold"))
         _flipped(console, row)
 
