@@ -1,6 +1,7 @@
 """The record that crosses from sampling to learning."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +17,14 @@ class Request:
     latent: bool = True  # start inside a latent chain; False: ordinary tokens from the start
     noise_scale: float = 1.0  # 0: noise-free chain (Pass@1)
     temperature: float = 0.6  # of the explicit tokens; 0: the most probable one
+
+
+class Part(NamedTuple):
+    """The n positions that a rollout in flight has gained, on the CPU; fields as in `Rollout`."""
+
+    tokens: Tensor  # int64 [n]
+    indices: Tensor  # int64 [n, K]
+    scores: Tensor  # float32 [n, K]
 
 
 @dataclass(frozen=True)

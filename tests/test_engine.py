@@ -13,11 +13,12 @@ from models import LATENTS, LIMIT, TEXTS, engine, mixed_requests, prompt
 from transformers.cache_utils import DynamicCache
 
 from lgrpo import noise
-from lgrpo.engine import Engine
+from lgrpo.engine import EAGER, Engine, Pace
 from lgrpo.engine.decode import TextSettings
+from lgrpo.engine.slots import Slots
 from lgrpo.policy import Card, Policy
 from lgrpo.policy.cache import SlotCache, bytes_per_column
-from lgrpo.rollout import LATENT, Request, Rollout
+from lgrpo.rollout import LATENT, Part, Request, Rollout
 from lgrpo.superposition import LatentSettings, mixture, weights_of
 
 
@@ -216,6 +217,47 @@ def test_every_rollout_is_announced_once_and_returned_in_order() -> None:
     assert sorted(heard) == list(range(len(requests)))
     assert all(heard[number] is rollout for number, rollout in enumerate(rollouts))
     assert [rollout.prompt for rollout in rollouts] == [request.prompt for request in requests]
+
+
+@pytest.mark.parametrize("pace", [EAGER, Pace(look=3, halvings=2, columns=8), Pace(look=LIMIT + 5)])
+@pytest.mark.parametrize("slots", [1, 5, 64])
+def test_steps_are_heard_as_they_come_and_are_the_rollout(pace: Pace, slots: int) -> None:
+    """Looked at after each step, every third, or at the end: rows are moved, slots change hands, nothing is lost."""
+    policy, requests = models.policy("smollm"), mixed_requests()
+    plain, heard_of = engine(policy, slots), engine(policy, slots)
+    plain.pace = heard_of.pace = pace
+    parts: dict[int, list[Part]] = {number: [] for number in range(len(requests))}
+    ended: set[int] = set()
+
+    def hear(number: int, part: Part) -> None:
+        assert number not in ended
+        assert 1 <= len(part.tokens) <= pace.look
+        parts[number].append(part)
+
+    rollouts = heard_of.generate(requests, lambda number, _: ended.add(number), hear)
+    for number, (rollout, untold) in enumerate(zip(rollouts, plain.generate(requests), strict=True)):
+        assert_same(rollout, untold, 0.0)
+        for name in Part._fields:
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts[number]]), getattr(rollout, name))
+        assert pace.look > 1 or len(parts[number]) == rollout.length
+
+
+def test_steps_are_heard_once_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half way through all rows begin again, two at a time: what was told before is not told again."""
+    policy, requests = models.policy("smollm"), mixed_requests()
+    small, step, calls = engine(policy, 5), Slots.step, []
+
+    def runs_out(self: Slots, *args: Any, **rest: Any) -> None:
+        calls.append(self.size.slots)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError
+        step(self, *args, **rest)
+
+    monkeypatch.setattr(Slots, "step", runs_out)
+    heard: dict[int, list[int]] = {}
+    rollouts = small.generate(requests, on_steps=lambda n, part: heard.setdefault(n, []).extend(part.tokens.tolist()))
+    assert {5, 2} == set(calls)
+    assert [heard[number] for number in range(len(requests))] == [rollout.tokens.tolist() for rollout in rollouts]
 
 
 def test_no_requests_no_rollouts() -> None:

@@ -25,7 +25,7 @@ from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
 from lgrpo.policy import Policy
 from lgrpo.policy.cache import columns_that_fit
-from lgrpo.rollout import Request, Rollout
+from lgrpo.rollout import Part, Request, Rollout
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 13  # prompt positions that go through the model at a time: more would not be faster, and need memory
@@ -68,16 +68,29 @@ class Engine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], on_finish: Callable[[int, Rollout], None] | None = None
+        self,
+        requests: Sequence[Request],
+        on_finish: Callable[[int, Rollout], None] | None = None,
+        on_steps: Callable[[int, Part], None] | None = None,
     ) -> list[Rollout]:
         """One rollout a request, in the order of the requests. `on_finish(number, rollout)` hears of each as it ends.
+
+        `on_steps(number, part)` hears of its positions as they come, each once and before its end: one at a time, or on
+        a GPU a few together. Listening changes no rollout.
 
         Where memory runs out, half as many rows are kept in flight, and the unfinished ones begin again: a rollout
         does not depend on when it is made. Raises UserError when one row alone does not fit.
         """
         rollouts: dict[int, Rollout] = {}
+        heard: dict[int, int] = {}  # positions told to `on_steps`, by number: a rollout begun again is the same
+
+        def listen(state: Slots) -> None:
+            if on_steps:
+                for number, part in state.gained(heard):
+                    on_steps(number, part)
+
         while len(rollouts) < len(requests):
-            if not self._generate(requests, rollouts, on_finish):
+            if not self._generate(requests, rollouts, on_finish, listen):
                 allocated = self._state.size.slots if self._state else min(self.slots, len(requests) - len(rollouts))
                 self.release()
                 self.slots = max(1, allocated // 2)
@@ -122,6 +135,7 @@ class Engine:
         requests: Sequence[Request],
         rollouts: dict[int, Rollout],
         on_finish: Callable[[int, Rollout], None] | None,
+        listen: Callable[[Slots], None],
     ) -> bool:
         """Add the missing rollouts, by number; False where memory ran out before the last."""
         groups: dict[Prompt, list[tuple[int, Request]]] = {}  # rollouts of a prompt are made together
@@ -130,7 +144,7 @@ class Engine:
                 groups.setdefault(request.prompt, []).append((number, request))
         try:
             with self._on_device():
-                for number, rollout in self._run(groups):
+                for number, rollout in self._run(groups, listen):
                     rollouts[number] = rollout
                     if on_finish:
                         on_finish(number, rollout)
@@ -143,8 +157,10 @@ class Engine:
             return False
         return True
 
-    def _run(self, groups: dict[Prompt, list[tuple[int, Request]]]) -> Iterator[tuple[int, Rollout]]:
-        """Number and rollout of each request, as they end."""
+    def _run(
+        self, groups: dict[Prompt, list[tuple[int, Request]]], listen: Callable[[Slots], None]
+    ) -> Iterator[tuple[int, Rollout]]:
+        """Number and rollout of each request, as they end; `listen` may look at the rows after each look of ours."""
         waiting = deque(
             Arrival(number, request, place) for place, group in enumerate(groups.values()) for number, request in group
         )
@@ -156,6 +172,7 @@ class Engine:
             rows = self._rows(state)
             self._steps(state, rows, longest, chains, stuck)
             done, stuck, longest = state.look(rows)
+            listen(state)
             if done:
                 yield from state.take(done)
 

@@ -6,7 +6,7 @@ advancing until somebody looks.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from lgrpo.engine.prefill import prefill
 from lgrpo.engine.seats import Arrival, Owner, Prompt, Shelf, Size
 from lgrpo.policy import Policy
 from lgrpo.policy.cache import SlotCache
-from lgrpo.rollout import LATENT, Rollout
+from lgrpo.rollout import LATENT, Part, Rollout
 from lgrpo.superposition import LatentSettings
 
 
@@ -199,6 +199,23 @@ class Slots:
         done = [slot for slot in range(rows) if self.owners[slot] is not None and not active[slot]]
         alive = [slot for slot in range(rows) if active[slot]]
         return done, any(waiting[slot] for slot in alive), max((steps[slot] for slot in alive), default=0)
+
+    def gained(self, heard: dict[int, int]) -> Iterator[tuple[int, Part]]:
+        """What each row has gained, by the number of its request.
+
+        `heard`: how many positions of it are known already, by number; brought up to date.
+        """
+        rows = [(slot, owner.number) for slot, owner in enumerate(self.owners) if owner is not None]
+        slots = torch.tensor([slot for slot, _ in rows], device=self.policy.device)
+        begins, ends = [heard.get(number, 0) for _, number in rows], self.steps[slots].tolist()
+        most = max(0, *(end - begin for begin, end in zip(begins, ends, strict=True)))
+        at = torch.tensor(begins, device=slots.device)[:, None] + torch.arange(most, device=slots.device)
+        at = at.clamp(max=self.limit)  # of rows that gained less
+        record = [tensor[slots[:, None], at].cpu() for tensor in (self.tokens, self.indices, self.scores)]
+        for place, (_, number) in enumerate(rows):
+            if (count := ends[place] - begins[place]) > 0:
+                heard[number] = ends[place]
+                yield number, Part(*(tensor[place, :count] for tensor in record))
 
     def take(self, done: Sequence[int]) -> list[tuple[int, Rollout]]:
         """Rollouts of these slots, which become free, with the numbers of their requests."""
