@@ -142,14 +142,28 @@ def train(**options: Any) -> None:
 @click.argument("problem", required=False)
 @click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
 @click.option("-n", "--samples", type=click.IntRange(1, 1024), default=1, show_default=True, help="Answers to draw.")
-@click.option("--explore", is_flag=True, help="Noise on the latent chain, as in training.  [default: none]")
+@click.option(
+    "--explore",
+    is_flag=True,
+    help="Noise on the latent chain, as in training; with -n, shows where the chains part.  [default: none]",
+)
 @click.option("--temperature", type=click.FloatRange(0), help="Of the answer's tokens.  [default: 0.6, published]")
 @click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
-@click.option("--chain/--no-chain", default=True, help="Show the latent chain on stderr.  [default: show]")
+@click.option("--all", "every", is_flag=True, help="Show all K words of each latent step.  [default: the top ones]")
+@click.option("--chain/--no-chain", default=True, help="Show the latent chain, or leave it out.  [default: show]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.  [default: text]")
+@click.option(
+    "--file",
+    metavar="DATA",
+    help="Answer each problem of a data file, or of JSON lines on stdin (`-`), as JSON lines.  [default: one problem]",
+)
 @shared
 def sample(**options: Any) -> None:
-    """Ask a model PROBLEM (or what comes on stdin): the answer on stdout, the latent chain on stderr."""
+    """Ask a model PROBLEM: the answer on stdout, the latent chain on stderr, a line a step.
+
+    Left out, the problem comes from stdin; on a terminal, a prompt asks for one after the other. With -n the answers
+    follow each other on stdout, and the vote is on stderr.
+    """
     from lgrpo import sample as asking
 
     asking.sample(**options)

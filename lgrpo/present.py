@@ -1,0 +1,105 @@
+"""Answers to one problem, told as they come: their texts on stdout, what the model held in its chain on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+from lgrpo import vote
+from lgrpo.ask import Answer, Asker, Wish
+from lgrpo.problems import Problem
+from lgrpo.reading import Unfolding, Word, latent_steps
+from lgrpo.rollout import Part
+from lgrpo.screen import strands
+from lgrpo.screen.chain import Chain
+from lgrpo.text import clean
+from lgrpo.verify import Verifier
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What is shown, and how."""
+
+    chain: bool = True
+    every: bool = False  # all words of a step, and all chains
+    as_json: bool = False
+
+
+def present(asker: Asker, problem: Problem, wish: Wish, looks: Looks) -> list[Answer]:
+    """Ask, and tell. With several samples the texts follow each other in their order, then comes the vote."""
+    telling = _Telling(asker, wish, looks)
+    answers = asker.ask(problem, wish, telling.steps, telling.end)
+    if len(answers) > 1:
+        with Verifier() as grader:
+            _compare(answers, vote.count(answers, grader), wish, looks)
+    return answers
+
+
+class _Telling:
+    """Tells one sample after the other, while all of them grow."""
+
+    def __init__(self, asker: Asker, wish: Wish, looks: Looks) -> None:
+        self._asker, self._wish, self._looks = asker, wish, looks
+        # Without noise all samples have the same chain; with it the chains are shown side by side, at the end.
+        self._chain = Chain(looks.every) if looks.chain and (wish.samples == 1 or not wish.explore) else None
+        self._sample = 0  # the one that is told
+        self._line = ""  # what of its last line is told
+        self._texts: dict[int, Unfolding] = {}
+        self._ended: dict[int, Answer] = {}
+
+    def steps(self, sample: int, part: Part, text: Unfolding) -> None:
+        self._texts[sample] = text
+        if sample == 0 and self._chain is not None:
+            for step in latent_steps(self._asker.policy, part, self._asker.settings.tau):
+                self._chain.step(pairs(step))
+        if sample == self._sample and not self._looks.as_json:
+            self._write(text.more())
+
+    def end(self, answer: Answer) -> None:
+        self._ended[answer.sample] = answer
+        while (answer_now := self._ended.pop(self._sample, None)) is not None:
+            self._finish(answer_now)
+            self._sample += 1
+        if self._sample in self._texts and not self._looks.as_json:
+            self._write(self._texts[self._sample].more())
+
+    def _finish(self, answer: Answer) -> None:
+        text = self._texts.pop(answer.sample)
+        if self._looks.as_json:
+            print(json.dumps(self._asker.as_json(answer, self._wish, self._looks.chain)), flush=True)
+        else:
+            self._write(text.rest() + "\n")
+        if answer.trouble:
+            which = f"sample {answer.sample + 1} " * (self._wish.samples > 1)
+            print(f"({which}{answer.trouble})", file=sys.stderr)
+
+    def _write(self, text: str) -> None:
+        """As `clean` would show the whole: where a tab ends depends on the line before it."""
+        before = len(clean(self._line, lines=True))
+        lines = self._line + text
+        sys.stdout.write(clean(lines, lines=True)[before:])
+        sys.stdout.flush()
+        self._line = lines.rpartition("\n")[2]
+
+
+def _compare(answers: list[Answer], blocs: list[vote.Bloc], wish: Wish, looks: Looks) -> None:
+    shown = [
+        (
+            bloc.answer,
+            [
+                strands.Column([n + 1 for n in one.samples], [pairs(step) for step in one.chain])
+                for one in bloc.strands
+            ],
+        )
+        for bloc in blocs
+    ]
+    if looks.chain and wish.explore and any(answer.chain for answer in answers):
+        parting = vote.parting([answer.chain for answer in answers])
+        strands.strands(shown, None if parting is None else parting + 1, looks.every)
+    strands.vote(shown)
+
+
+def pairs(step: list[Word]) -> list[tuple[str, float]]:
+    """What the screen takes of a step."""
+    return [(word.text, word.weight) for word in step]
