@@ -91,14 +91,10 @@ class Asker:
         self._max_response, self._met = max_response, False
 
     def meet(self, problems: Sequence[Problem]) -> None:
-        """Before they are asked: find out once whether a foreign model has a latent chain, and that the problems fit.
-
-        Raises UserError where one does not.
-        """
+        """Before they are asked: find out, once, whether a foreign model has a latent chain."""
         if not self._met:
             self.policy.card = recognised(self.policy, self.name, problems, self.settings)
             self._met = True
-        session.check_room(self.policy, problems, self._max_response)
 
     def noise_scale(self, wish: Wish) -> float:
         return self.settings.noise_scale if wish.explore is True else float(wish.explore)
@@ -126,8 +122,10 @@ class Asker:
         """All answers to one problem, by sample.
 
         `on_steps(sample, part, text)` hears of the positions of each as they come, `on_end` of each answer as it ends.
+        Raises UserError where the problem is too long for the model.
         """
         self.meet([problem])
+        session.check_room(self.policy, [problem], self._max_response)
         texts = [Unfolding(self.policy) for _ in range(wish.samples)]
         first: dict[int, float] = {}
         answers: dict[int, Answer] = {}
@@ -154,7 +152,7 @@ class Asker:
         rollout, latent = answer.rollout, self.settings.latent_settings
         return {
             "problem": answer.problem.problem,
-            "sample": answer.sample,
+            "sample": answer.sample + 1,
             "seed": wish.seed,
             "answer": answer.boxed,
             "text": answer.text,

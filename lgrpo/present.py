@@ -13,6 +13,7 @@ from lgrpo.reading import Unfolding, Word, latent_steps
 from lgrpo.rollout import Part
 from lgrpo.screen import strands
 from lgrpo.screen.chain import Chain
+from lgrpo.screen.terminal import label
 from lgrpo.text import clean
 from lgrpo.verify import Verifier
 
@@ -29,7 +30,11 @@ class Looks:
 def present(asker: Asker, problem: Problem, wish: Wish, looks: Looks) -> list[Answer]:
     """Ask, and tell. With several samples the texts follow each other in their order, then comes the vote."""
     telling = _Telling(asker, wish, looks)
-    answers = asker.ask(problem, wish, telling.steps, telling.end)
+    try:
+        answers = asker.ask(problem, wish, telling.steps, telling.end)
+    except KeyboardInterrupt:
+        telling.leave()
+        raise
     if len(answers) > 1:
         with Verifier() as grader:
             _compare(answers, vote.count(answers, grader), wish, looks)
@@ -44,9 +49,10 @@ class _Telling:
         # Without noise all samples have the same chain; with it the chains are shown side by side, at the end.
         self._chain = Chain(looks.every) if looks.chain and (wish.samples == 1 or not wish.explore) else None
         self._sample = 0  # the one that is told
-        self._line = ""  # what of its last line is told
+        self._line, self._begun = "", False  # what of its last line is told; whether anything is
         self._texts: dict[int, Unfolding] = {}
         self._ended: dict[int, Answer] = {}
+        self._numbered = wish.samples > 1 and sys.stdout.isatty() and sys.stderr.isatty()
 
     def steps(self, sample: int, part: Part, text: Unfolding) -> None:
         self._texts[sample] = text
@@ -60,9 +66,14 @@ class _Telling:
         self._ended[answer.sample] = answer
         while (answer_now := self._ended.pop(self._sample, None)) is not None:
             self._finish(answer_now)
-            self._sample += 1
+            self._sample, self._begun = self._sample + 1, False
         if self._sample in self._texts and not self._looks.as_json:
             self._write(self._texts[self._sample].more())
+
+    def leave(self) -> None:
+        """Nothing more will come: what is to be said next begins a line."""
+        if self._line:
+            self._write("\n")
 
     def _finish(self, answer: Answer) -> None:
         text = self._texts.pop(answer.sample)
@@ -76,6 +87,9 @@ class _Telling:
 
     def _write(self, text: str) -> None:
         """As `clean` would show the whole: where a tab ends depends on the line before it."""
+        if self._numbered and text and not self._begun:
+            label(f"#{self._sample + 1} ".ljust(len(str(self._wish.samples)) + 3))
+            self._begun = True
         before = len(clean(self._line, lines=True))
         lines = self._line + text
         sys.stdout.write(clean(lines, lines=True)[before:])
@@ -87,16 +101,15 @@ def _compare(answers: list[Answer], blocs: list[vote.Bloc], wish: Wish, looks: L
     shown = [
         (
             bloc.answer,
-            [
-                strands.Column([n + 1 for n in one.samples], [pairs(step) for step in one.chain])
-                for one in bloc.strands
-            ],
+            [strands.Column([n + 1 for n in one.samples], [pairs(step) for step in one.chain]) for one in bloc.strands],
         )
         for bloc in blocs
     ]
     if looks.chain and wish.explore and any(answer.chain for answer in answers):
         parting = vote.parting([answer.chain for answer in answers])
+        print(file=sys.stderr)
         strands.strands(shown, None if parting is None else parting + 1, looks.every)
+        print(file=sys.stderr)
     strands.vote(shown)
 
 

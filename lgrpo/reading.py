@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Part, Rollout
 
 _GARBLED = "\N{REPLACEMENT CHARACTER}"  # what a piece of a character decodes to
-
 _FEW, _HEAVY = 4, 0.05
 
 
@@ -50,7 +48,7 @@ def heaviest(policy: Policy, rollout: Rollout, tau: float, words: dict[int, str]
         pairs = [(token, weight) for token, weight in zip(row, row_weights, strict=True) if weight >= _HEAVY]
         for token, _ in pairs or [(row[0], 0.0)]:
             if token not in words:
-                words[token] = _word(policy, token)
+                words[token] = _texts(policy, [token])[0]
         steps.append([(words[token], round(weight, 3)) for token, weight in pairs or [(row[0], row_weights[0])]])
     return steps
 
@@ -87,7 +85,7 @@ class Unfolding:
         with it.
         """
         text = _text(self._policy, _after_marker(self._policy, self._hard, self._latent))
-        certain = os.path.commonprefix([self._before, text]).rstrip(_GARBLED).rstrip()
+        certain = _common(self._before, text).rstrip(_GARBLED).rstrip()
         self._before = text
         new, self._told = certain[self._told :], max(self._told, len(certain))
         return new
@@ -109,6 +107,13 @@ def readable(policy: Policy, rollout: Rollout, tau: float) -> tuple[str, str]:
 
 def _text(policy: Policy, tokens: Sequence[int]) -> str:
     return policy.decode(tokens).strip()
+
+
+def _common(one: str, other: str) -> str:
+    """What both begin with."""
+    if other.startswith(one):
+        return one
+    return one[: next(at for at, letters in enumerate(zip(one, other + "\0", strict=False)) if len({*letters}) > 1)]
 
 
 def _after_marker(policy: Policy, hard: list[int], latent: bool) -> list[int]:

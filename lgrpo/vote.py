@@ -46,8 +46,8 @@ def count(answers: Sequence[Answer], grader: Grader) -> list[Bloc]:
         else:
             blocs[place][1].extend(group)
     made = []
-    for text, group in blocs:
-        group = sorted(group, key=lambda answer: answer.sample)
+    for _, unordered in blocs:
+        group = sorted(unordered, key=lambda answer: answer.sample)
         made.append(Bloc(group[0].boxed, [answer.sample for answer in group], strands(group)))
     return sorted(made, key=lambda bloc: (bloc.answer is None, -len(bloc.samples), bloc.samples[0]))
 

@@ -17,7 +17,6 @@ from lgrpo.screen import Show
 
 SAMPLES = 6  # held-out problems whose chains are kept with each score, always the same ones
 SAMPLE_STEPS = 60  # latent steps of them that are kept
-SAMPLE_WORDS = 4  # words of each
 REPORT_EVERY = 60.0  # seconds between two reports of a run that goes on
 
 
@@ -56,9 +55,8 @@ class Watch:
         """A score on the held-out `problems`, and what was answered."""
         facts = {"step": step, **score.as_json("held-out")}
         if self.run is not None:
-            right = [int(one.right) for one in answered]
             samples = [_sample(policy, one, problems[one.problem], tau) for one in answered[:SAMPLES]]
-            self.run.event("held_out", **facts, right=right, samples=samples)
+            self.run.event("held_out", **facts, shares=score.shares, samples=samples)
         self.history.scores.append(facts)
         self.show.score(facts)
         self._look()
@@ -92,12 +90,10 @@ class Watch:
 
 def _sample(policy: Policy, one: Answered, problem: Problem, tau: float) -> dict[str, Any]:
     """A response with its chain in words, heaviest first: [[[word, weight], ...], ...]."""
-    steps = reading.latent_steps(policy, one.rollout, tau)
-    chain = [[[word, round(weight, 3)] for word, weight in words[:SAMPLE_WORDS]] for words in steps[:SAMPLE_STEPS]]
     return {
         "problem": problem.problem,
         "reference": problem.answer,
-        "chain": chain,
+        "chain": reading.heaviest(policy, one.rollout, tau, {})[:SAMPLE_STEPS],
         "latent_length": one.rollout.latent_length,
         "answer": reading.answer_text(policy, one.rollout),
         "right": one.right,

@@ -40,7 +40,7 @@ def scored(step: int, right: list[int]) -> dict[str, Any]:
     rate = sum(right) / len(right)
     lengths = {"latent_length": 9.0, "explicit_length": 5.0, "length": 14.0, "invalid": 0.0}
     facts = {"event": "held_out", "step": step, "problems": len(right), "pass@1": rate, "pass@1_se": 0.05, **lengths}
-    return {**facts, "right": right, "samples": [sample(f"\\boxed{{{step}}}", bool(step))]}
+    return {**facts, "shares": right, "samples": [sample(f"\\boxed{{{step}}}", bool(step))]}
 
 
 def run(folder: Path, steps: int = 40, **changes: Any) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lgrpo import arithmetic
@@ -48,6 +48,32 @@ def _read(source: str, split: str) -> Iterator[Problem]:
                 raise UserError(f"{place}: {error}") from None
             # Data sets repeat problems up to a hundred times: the same text is kept once.
             yield Problem(sys.intern(problem), sys.intern(answer), sys.intern(cot) if cot is not None else None)
+
+
+def read_to_ask(source: str, split: str = "test") -> Iterator[tuple[str, Problem]]:
+    """Where each problem stands, and the problem, one at a time; its answer is empty where none is known.
+
+    source: a file, a folder or a data set of the hub as in `read_problems`; a .txt file may hold a problem a line. `-`
+    is JSON lines on stdin. Raises UserError, naming file and line.
+    """
+    if source == "-":
+        rows: Iterator[files.Row] = files.json_lines(_stdin(), "stdin")
+    else:
+        rows = (row for path in _paths(source, split) for row in files.rows(path, split, bare=True))
+    for place, row in rows:
+        try:
+            problem, answer = fields.problem_to_ask(row)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
+        yield place, Problem(problem, answer or "")
+
+
+def _stdin() -> Iterable[bytes]:
+    """A reader of its own: one that a thread waits in must not be the interpreter's, which closes it at the end."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:  # no real file
+        return sys.stdin.buffer
 
 
 def _paths(source: str, split: str) -> list[Path]:

@@ -57,27 +57,13 @@ _GROUPED = re.compile(r"-?\$?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 def problem_answer_chain(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
     """The three texts of a row; the chain is None where it has none. Raises UserError, without saying where."""
     fields = _flat(row)
-    problem_field = next((name for name in PROBLEM if fields.get(name) is not None), None)
-    answer_field = next((name for name in ANSWER if fields.get(name) is not None), None)
-    for meaning, name, names in (("problem", problem_field, PROBLEM), ("answer", answer_field, ANSWER)):
-        if name is None:
-            empty = next((name for name in names if name in fields), None)
-            if empty is not None:
-                raise UserError(f"the field `{empty}` is null; give the row a {meaning} or take it out")
-            found = listed([str(name) for name in row])
-            raise UserError(f"no field for the {meaning}; fields found: {found}; fields understood: {NAMES}")
-    assert problem_field is not None
-    assert answer_field is not None
-
-    problem = _without_instructions(_problem_text(fields[problem_field], problem_field))
-    if problem_field == "question" and isinstance(fields.get("body"), str):
-        problem = f"{_clean(fields['body'])} {problem}".strip()
+    problem_field, answer_field = _field(fields, row, "problem", PROBLEM), _field(fields, row, "answer", ANSWER)
+    problem = _problem(fields, problem_field)
     if chosen := choices.lettered(fields, problem, fields[answer_field]):
         return *chosen, None
     answer, within = split_answer(_text(fields[answer_field], answer_field))
-    for name, text in ((problem_field, problem), (answer_field, answer)):
-        if not text:
-            raise UserError(f"the field `{name}` is empty; fill it or take the row out")
+    if not answer:
+        raise UserError(f"the field `{answer_field}` is empty; fill it or take the row out")
 
     given = (_chain(fields[name], name) for name in CHAIN if fields.get(name) is not None and name != answer_field)
     # A `solution` may be the bare answer once more, which is no chain.
@@ -85,6 +71,33 @@ def problem_answer_chain(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
     if not chain and isinstance(fields.get("extra_info.answer"), str):
         chain = split_answer(_clean(fields["extra_info.answer"]))[1]
     return problem, answer, chain or None
+
+
+def problem_to_ask(row: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The problem's text, and its answer where the row has one that can be read. Raises UserError, not saying where."""
+    fields = _flat(row)
+    field = _field(fields, row, "problem", PROBLEM)
+    problem = _problem(fields, field)
+    name = next((name for name in ANSWER if fields.get(name) is not None), None)
+    try:
+        if name is not None and (chosen := choices.lettered(fields, problem, fields[name])):
+            return chosen
+        answer = split_answer(_text(fields[name], name))[0] if name is not None else None
+    except UserError:  # nothing is to be learnt from it: the problem can be asked all the same
+        answer = None
+    return problem, answer or None
+
+
+def _field(fields: Mapping[str, Any], row: Mapping[str, Any], meaning: str, names: Sequence[str]) -> str:
+    """The first of these names that the row has."""
+    found = next((name for name in names if fields.get(name) is not None), None)
+    if found is None:
+        empty = next((name for name in names if name in fields), None)
+        if empty is not None:
+            raise UserError(f"the field `{empty}` is null; give the row a {meaning} or take it out")
+        there = listed([str(name) for name in row])
+        raise UserError(f"no field for the {meaning}; fields found: {there}; fields understood: {NAMES}")
+    return found
 
 
 def split_answer(text: str) -> tuple[str, str | None]:
@@ -139,6 +152,16 @@ def _text(value: Any, name: str) -> str:
         return str(value)
     kind = type(value).__name__ if not isinstance(value, float) else str(value)
     raise UserError(f"the field `{name}` holds {kind} where text or a number is needed")
+
+
+def _problem(fields: Mapping[str, Any], name: str) -> str:
+    """The problem in a field, without instructions around it; behind the story where a `question` has one beside it."""
+    problem = _without_instructions(_problem_text(fields[name], name))
+    if name == "question" and isinstance(fields.get("body"), str):
+        problem = f"{_clean(fields['body'])} {problem}".strip()
+    if not problem:
+        raise UserError(f"the field `{name}` is empty; fill it or take the row out")
+    return problem
 
 
 def _problem_text(value: Any, name: str) -> str:

@@ -9,7 +9,7 @@ import csv
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,8 +26,11 @@ _BLANK = b" \t\r\n\xef\xbb\xbf"  # with the mark some editors put at the beginni
 _USUAL_FOLDERS = ("", "data", "main", "default", "all")
 
 
-def rows(path: Path, split: str = "train") -> Iterator[Row]:
-    """The rows of a file. `split` matters where a JSON file holds several. Raises UserError with file and line."""
+def rows(path: Path, split: str = "train", bare: bool = False) -> Iterator[Row]:
+    """The rows of a file. Raises UserError with file and line.
+
+    split: matters where a JSON file holds several; bare: a line of plain text may be a question alone.
+    """
     kind = path.suffix.lower()
     if kind not in TYPES:
         raise UserError(f"{path}: unknown type of file; known are {', '.join(TYPES)}")
@@ -35,11 +38,12 @@ def rows(path: Path, split: str = "train") -> Iterator[Row]:
         if kind == ".parquet":
             yield from _parquet_rows(path)
         elif kind == ".txt":
-            yield from _text_rows(path)
+            yield from _text_rows(path, bare)
         elif kind == ".csv":
             yield from _csv_rows(path)
         elif _holds_lines(path, kind):
-            yield from _json_line_rows(path)
+            with path.open("rb") as file:
+                yield from json_lines(file, str(path))
         else:
             yield from _json_rows(path, split)
     except OSError as error:
@@ -112,16 +116,16 @@ def _holds_lines(path: Path, kind: str) -> bool:
     return isinstance(row, dict) and (bool(second) or not any(isinstance(value, list) for value in row.values()))
 
 
-def _json_line_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:  # bytes, because only "\n" ends a line of JSON lines
-        for number, line in enumerate(file, 1):
-            if not line.strip(_BLANK):
-                continue
-            place = f"{path}, line {number}"
-            row = _parsed(line.strip(_BLANK), place)
-            if not isinstance(row, dict):
-                raise UserError(f"{place}: holds {_kind(row)} where an object with fields is needed")
-            yield place, row
+def json_lines(file: Iterable[bytes], name: str) -> Iterator[Row]:
+    """The rows of JSON lines. Bytes, because only a line feed ends a line. Raises UserError with name and line."""
+    for number, line in enumerate(file, 1):
+        if not line.strip(_BLANK):
+            continue
+        place = f"{name}, line {number}"
+        row = _parsed(line.strip(_BLANK), place)
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: holds {_kind(row)} where an object with fields is needed")
+        yield place, row
 
 
 def _json_rows(path: Path, split: str) -> Iterator[Row]:
@@ -149,7 +153,7 @@ def _json_rows(path: Path, split: str) -> Iterator[Row]:
         yield place, row
 
 
-def _text_rows(path: Path) -> Iterator[Row]:
+def _text_rows(path: Path, bare: bool) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"
@@ -160,6 +164,9 @@ def _text_rows(path: Path) -> Iterator[Row]:
             if not text:
                 continue
             question, bars, answer = text.partition("||")
+            if bare and not bars:
+                yield place, {"question": question}
+                continue
             if not bars or "####" not in answer:
                 raise UserError(f"{place}: not of the form `question||chain #### answer`")
             yield place, {"question": question, "answer": answer}

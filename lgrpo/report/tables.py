@@ -73,7 +73,7 @@ def _headline(first: Mapping[str, Any] | None, best: Mapping[str, Any] | None) -
     if best is first:
         return f"Held-out Pass@1 {first['pass@1']:.3f}; no later score was higher."
     text = f"Held-out Pass@1 {first['pass@1']:.3f} → {best['pass@1']:.3f} (step {best['step']})"
-    before, after = first.get("right"), best.get("right")
+    before, after = first.get("shares"), best.get("shares")
     if not before or not after or len(before) != len(after):
         return text + "."
     change = compare.paired(before, after)
@@ -100,8 +100,8 @@ def _score_row(name: str, score: Mapping[str, Any]) -> list[str]:
 
 
 def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
-    if right := score.get("right"):
-        return compare.interval(right, 1)
+    if shares := score.get("shares"):
+        return compare.interval(shares, 1)
     half = compare.Z * score["pass@1_se"]
     return max(0.0, score["pass@1"] - half), min(1.0, score["pass@1"] + half)
 

@@ -81,7 +81,7 @@ def _head(view: View) -> Table:
 
 def _bar(pace: Pace, width: int) -> Table:
     grid = Table.grid()  # a bar alone does not end its line
-    grid.add_row(ProgressBar(max(pace.total, 1), pace.done, width, complete_style="magenta"))
+    grid.add_row(ProgressBar(max(pace.total or 0, pace.done, 1), pace.done, width, complete_style="magenta"))
     return grid
 
 
@@ -96,7 +96,7 @@ def _curves(view: View, width: int, room: int, console: Console) -> list[Any]:
         return [Text()] if room > 1 else []
     each = (width - 3 * (len(drawn) - 1)) // len(drawn)
     grid = Table.grid(padding=(0, 3, 0, 0))
-    grid.add_row(*(_curve(*one, min(each, width * 2 // 3), height, view.pace.total) for one in drawn))
+    grid.add_row(*(_curve(*one, min(each, width * 2 // 3), height, view.pace.total or view.pace.done) for one in drawn))
     return [grid, Text()]
 
 
@@ -138,7 +138,7 @@ def _beside(view: View, width: int, room: int) -> list[Any]:
         return right
     height = max(2, min(room - 2, max(len(right) - 1, 6)))
     each = (width - 52 - 3 * len(drawn)) // len(drawn)
-    curves = [_curve(*one, each, height, view.pace.total) for one in drawn]
+    curves = [_curve(*one, each, height, view.pace.total or view.pace.done) for one in drawn]
     grid = Table.grid(padding=(0, 3, 0, 0))
     grid.add_row(*curves, Text("\n").join(right[: height + 1]))
     return [grid, Text()]

@@ -56,10 +56,10 @@ class Show:
         rows = [(entry.name, setting(entry.value), entry.reason) for entry in settings]
         table(self._console, ["setting", "value", "why"], rows)
 
-    def stage(self, title: str, total: int, done: int = 0, history: History | None = None) -> None:
-        """Begin a stage of `total` steps, `done` of them before (on resuming); ends the stage before it.
+    def stage(self, title: str, total: int | None, done: int = 0, history: History | None = None) -> None:
+        """Begin a stage of `total` steps (None: nobody knows how many), `done` of them before (on resuming).
 
-        `history` is what its curves go on from.
+        Ends the stage before it. `history` is what its curves go on from.
         """
         before = self._view
         if before is not None:
@@ -74,7 +74,8 @@ class Show:
         if self._console.is_terminal:
             self._screen.start(refresh=True)
         else:
-            self._print(f"{self._view.pace.title}: {total - done} steps" + (f" after {done}" if done else ""))
+            steps = "" if total is None else f": {total - done} steps"
+            self._print(self._view.pace.title + steps + (f" after {done}" if done else ""))
 
     def phase(self, text: str) -> None:
         """What is being done right now, within a step; plain lines leave it out."""

@@ -89,9 +89,7 @@ def _block(console: Console, columns: Sequence[tuple[str | None, Column]], first
         _row(console, "", cells)
     for step in range(max(len(column.steps) for _, column in columns)):
         mark = ("▸" if draws_blocks(console) else ">") if step + 1 == parting else " "
-        cells = [
-            _cell(console, column, first, step, width) for (_, column), width in zip(columns, widths, strict=True)
-        ]
+        cells = [_cell(console, column, first, step, width) for (_, column), width in zip(columns, widths, strict=True)]
         _row(console, f"{mark} {step + 1:3}", cells)
 
 

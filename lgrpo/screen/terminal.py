@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -47,3 +48,14 @@ def table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], 
     for row in rows:
         grid.add_row(*map(Text, row))
     console.print(grid, Text())
+
+
+def note(text: str) -> None:
+    """One quiet line on stderr."""
+    line(console_on(sys.stderr), Text(clean(text), "dim"))
+
+
+def label(text: str) -> None:
+    """A quiet beginning of a line whose rest goes to stdout; only where both streams are one terminal."""
+    console_on(sys.stderr).print(Text(clean(text), "dim"), end="")
+    sys.stderr.flush()
