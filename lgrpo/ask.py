@@ -88,7 +88,8 @@ class Asker:
         self.engine = Engine(
             self.policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, report
         )
-        self._max_response, self._met = max_response, False
+        session.check_room(self.policy, [Problem("", "")], max_response)
+        self._met = False
 
     def meet(self, problems: Sequence[Problem]) -> None:
         """Before they are asked: find out, once, whether a foreign model has a latent chain."""
@@ -125,7 +126,7 @@ class Asker:
         Raises UserError where the problem is too long for the model.
         """
         self.meet([problem])
-        session.check_room(self.policy, [problem], self._max_response)
+        session.check_room(self.policy, [problem], None)
         texts = [Unfolding(self.policy) for _ in range(wish.samples)]
         first: dict[int, float] = {}
         answers: dict[int, Answer] = {}

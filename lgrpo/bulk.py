@@ -116,7 +116,7 @@ def _look_through(source: str) -> tuple[int, int]:
 
 def _certain(asker: Asker) -> float:
     """Bytes of a problem that are certain to fit: a token is a byte at least."""
-    empty = len(asker.policy.prompt_ids("", asker.policy.latent))
+    empty = len(asker.policy.prompt_ids("", latent=True))
     return session.positions_of(asker.policy) - empty - MARGIN
 
 
@@ -124,7 +124,7 @@ def _check_room(asker: Asker, row: Row) -> None:
     place, problem = row
     if len(problem.problem.encode()) < _certain(asker):
         return
-    length = len(asker.policy.prompt_ids(problem.problem, asker.policy.latent))
+    length = len(asker.policy.prompt_ids(problem.problem, latent=True))
     positions = session.positions_of(asker.policy)
     if length >= positions:
         raise UserError(

@@ -13,8 +13,8 @@ from lgrpo.reading import Unfolding, Word, latent_steps
 from lgrpo.rollout import Part
 from lgrpo.screen import strands
 from lgrpo.screen.chain import Chain
-from lgrpo.screen.terminal import label
-from lgrpo.text import clean
+from lgrpo.screen.terminal import label, note
+from lgrpo.text import TAB, clean
 from lgrpo.verify import Verifier
 
 
@@ -29,6 +29,8 @@ class Looks:
 
 def present(asker: Asker, problem: Problem, wish: Wish, looks: Looks) -> list[Answer]:
     """Ask, and tell. With several samples the texts follow each other in their order, then comes the vote."""
+    if wish.explore and not asker.policy.latent:
+        note(f"{asker.name} writes its chain: there is no latent one to explore with noise")
     telling = _Telling(asker, wish, looks)
     try:
         answers = asker.ask(problem, wish, telling.steps, telling.end)
@@ -49,7 +51,7 @@ class _Telling:
         # Without noise all samples have the same chain; with it the chains are shown side by side, at the end.
         self._chain = Chain(looks.every) if looks.chain and (wish.samples == 1 or not wish.explore) else None
         self._sample = 0  # the one that is told
-        self._line, self._begun = "", False  # what of its last line is told; whether anything is
+        self._column, self._begun = 0, False  # letters told of its last line; whether anything is told
         self._texts: dict[int, Unfolding] = {}
         self._ended: dict[int, Answer] = {}
         self._numbered = wish.samples > 1 and sys.stdout.isatty() and sys.stderr.isatty()
@@ -72,7 +74,7 @@ class _Telling:
 
     def leave(self) -> None:
         """Nothing more will come: what is to be said next begins a line."""
-        if self._line:
+        if self._column:
             self._write("\n")
 
     def _finish(self, answer: Answer) -> None:
@@ -86,15 +88,17 @@ class _Telling:
             print(f"({which}{answer.trouble})", file=sys.stderr)
 
     def _write(self, text: str) -> None:
-        """As `clean` would show the whole: where a tab ends depends on the line before it."""
-        if self._numbered and text and not self._begun:
+        """As `clean` would show the whole answer: how long a tab is depends on the line before it."""
+        if not text:
+            return
+        if self._numbered and not self._begun:
             label(f"#{self._sample + 1} ".ljust(len(str(self._wish.samples)) + 3))
-            self._begun = True
-        before = len(clean(self._line, lines=True))
-        lines = self._line + text
-        sys.stdout.write(clean(lines, lines=True)[before:])
+        self._begun = True
+        before = " " * (self._column % TAB)
+        whole = (before + text).expandtabs(TAB)
+        sys.stdout.write(clean(whole, lines=True)[len(before) :])
         sys.stdout.flush()
-        self._line = lines.rpartition("\n")[2]
+        self._column = len(whole) - 1 - max(whole.rfind("\n"), whole.rfind("\r"))
 
 
 def _compare(answers: list[Answer], blocs: list[vote.Bloc], wish: Wish, looks: Looks) -> None:

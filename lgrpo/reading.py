@@ -12,6 +12,7 @@ from lgrpo import superposition
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Part, Rollout
 
+_PIECE = 32  # tokens
 _GARBLED = "\N{REPLACEMENT CHARACTER}"  # what a piece of a character decodes to
 _FEW, _HEAVY = 4, 0.05
 
@@ -55,7 +56,7 @@ def heaviest(policy: Policy, rollout: Rollout, tau: float, words: dict[int, str]
 
 def answer_text(policy: Policy, rollout: Rollout) -> str:
     """The ordinary tokens after the end marker; of an explicit response, all of them."""
-    return _text(policy, _after_marker(policy, rollout.hard_tokens, rollout.latent_length > 0))
+    return policy.decode(_after_marker(policy, rollout.hard_tokens, rollout.latent_length > 0)).strip()
 
 
 class Unfolding:
@@ -65,7 +66,8 @@ class Unfolding:
         self._policy = policy
         self._latent = False
         self._hard: list[int] = []
-        self._before = ""  # the text one token ago
+        self._read, self._settled = 0, ""  # tokens that need not be decoded again, and their text
+        self._before = ""  # the text when it was asked for last
         self._told = 0  # letters
 
     def add(self, tokens: Tensor) -> None:
@@ -84,16 +86,24 @@ class Unfolding:
         Some tokenizers take back a space once they see the next word, so a text is certain when the next one begins
         with it.
         """
-        text = _text(self._policy, _after_marker(self._policy, self._hard, self._latent))
+        text = self._text()
         certain = _common(self._before, text).rstrip(_GARBLED).rstrip()
         self._before = text
         new, self._told = certain[self._told :], max(self._told, len(certain))
         return new
 
     def rest(self) -> str:
-        """What is left at the end."""
-        text = _text(self._policy, _after_marker(self._policy, self._hard, self._latent))
-        return text[self._told :]
+        """What is left at the end: with all that `more` told it is `answer_text`."""
+        return self._text()[self._told :]
+
+    def _text(self) -> str:
+        tokens = _after_marker(self._policy, self._hard, self._latent)[self._read :]
+        text = self._policy.decode(tokens)
+        if (cut := len(tokens) - _PIECE) >= _PIECE:  # a long answer is not decoded from its beginning for each token
+            head, tail = self._policy.decode(tokens[:cut]), self._policy.decode(tokens[cut:])
+            if head + tail == text:  # not within a character, nor at a space that only stands between words
+                self._read, self._settled, text = self._read + cut, self._settled + head, tail
+        return (self._settled + text).strip()
 
 
 def readable(policy: Policy, rollout: Rollout, tau: float) -> tuple[str, str]:
@@ -103,10 +113,6 @@ def readable(policy: Policy, rollout: Rollout, tau: float) -> tuple[str, str]:
         shown = [word.text for place, word in enumerate(words) if place == 0 or word.weight >= 0.2]
         steps.append("+".join(shown))
     return " | ".join(steps), answer_text(policy, rollout)
-
-
-def _text(policy: Policy, tokens: Sequence[int]) -> str:
-    return policy.decode(tokens).strip()
 
 
 def _common(one: str, other: str) -> str:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+TAB = 4  # columns from one stop to the next
 _JOINERS = "\u200c\u200d"  # zero-width, but part of Persian and Indic words and of emoji
 
 
@@ -14,7 +15,7 @@ def clean(text: str, lines: bool = False) -> str:
 
     Line ends and tabs become spaces; with `lines` line feeds stay.
     """
-    return "".join(_shown(letter, lines) for letter in text.expandtabs(4))
+    return "".join(_shown(letter, lines) for letter in text.expandtabs(TAB))
 
 
 def _shown(letter: str, lines: bool) -> str:

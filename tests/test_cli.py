@@ -205,17 +205,6 @@ def test_of_few_problems_a_fifth_is_held_out() -> None:
     assert (event["event"], event["problems"]) == ("held_out", 1)
 
 
-def test_samples_as_json_are_an_object_a_line(latent: str) -> None:
-    lines = done("sample", QUESTION, "--model", latent, "-n", "3", "--explore", "--json").stdout.splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert len(rows) == 3
-    for row in rows:
-        assert row.keys() == {"problem", "answer", "text", "latent_length", "explicit_length", "valid", "chain"}
-        assert len(row["chain"]) == row["latent_length"]
-        assert all(len(step) == 4 and sum(w for _, w in step) == pytest.approx(1, abs=1e-5) for step in row["chain"])
-    assert len(set(lines)) == 3
-
-
 def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
     latent: str, ctrl_c: list[int], mixed_rewards: None
 ) -> None:

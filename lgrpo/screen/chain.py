@@ -101,6 +101,8 @@ def points(weight: float) -> str:
 
 def sized(console: Console, text: str, width: int) -> str:
     """`text` in exactly so many columns: filled up, or cut and marked."""
+    if width < 1:
+        return ""
     if cell_len(text) <= width:
         return text + " " * (width - cell_len(text))
     mark = "…" if draws_blocks(console) else "~"

@@ -18,6 +18,7 @@ NO_ANSWER = "no boxed answer"
 _LEAD = 7  # columns of mark and number of a step
 _GAP = 2
 _NARROWEST = 6  # a column: a short word and its weight
+_ROOMY = 60  # columns of a terminal on which bars find room
 _TOLD = 0.2  # weight of the words of a step that are shown, besides the heaviest
 
 
@@ -58,8 +59,8 @@ def vote(blocs: Blocs, file: TextIO | None = None, width: int | None = None) -> 
     console = console_on(file or sys.stderr, None, width)
     total = sum(len(column.samples) for _, columns in blocs for column in columns)
     names = [clean(NO_ANSWER if answer is None else answer) for answer, _ in blocs]
-    widest = min(max(map(cell_len, names)), max(15, console.width // 3))
-    room = max(8, min(16, console.width // 10)) if draws_blocks(console) else 0
+    widest = min(max(map(cell_len, names)), console.width // 3)
+    room = max(8, min(16, console.width // 10)) if draws_blocks(console) and console.width >= _ROOMY else 0
     for place, (name, (answer, columns)) in enumerate(zip(names, blocs, strict=True)):
         samples = sorted(sample for column in columns for sample in column.samples)
         style = "dim" if answer is None else "bold" if place == 0 else ""
@@ -67,30 +68,31 @@ def vote(blocs: Blocs, file: TextIO | None = None, width: int | None = None) -> 
         if room:
             row.append(bar(room * len(samples) / total, room) + "  ", "magenta")
         row.append(f"{len(samples):{len(str(total))}} of {total}  ")
-        names_of = " ".join(f"#{sample}" for sample in samples)
-        row.append(sized(console, names_of, max(8, console.width - row.cell_len)).rstrip(), "dim")
+        numbers = " ".join(f"#{sample}" for sample in samples)
+        row.append(sized(console, numbers, max(0, console.width - row.cell_len)).rstrip(), "dim")
         line(console, row)
 
 
 def _block(console: Console, columns: Sequence[tuple[str | None, Column]], first: Column, parting: int | None) -> None:
+    names = [clean(NO_ANSWER if answer is None else answer) for answer, _ in columns]
     room = console.width - _LEAD - _GAP * (len(columns) - 1)
-    widths = _widths([_natural(answer, column) for answer, column in columns], room)
-    answers: list[Text] = []
-    spans: list[tuple[str, int]] = []
-    for place, (answer, _) in enumerate(columns):
-        name = clean(NO_ANSWER if answer is None else answer)
-        if place and answer == columns[place - 1][0]:
-            spans[-1] = (name, spans[-1][1] + _GAP + widths[place])
+    natural = [
+        max(_natural(column), cell_len(name) if names.count(name) == 1 else 0)
+        for name, (_, column) in zip(names, columns, strict=True)
+    ]
+    widths = _widths(natural, room)
+    spans: list[tuple[str, int]] = []  # an answer stands above all of its columns
+    for name, width in zip(names, widths, strict=True):
+        if spans and spans[-1][0] == name:
+            spans[-1] = (name, spans[-1][1] + _GAP + width)
         else:
-            spans.append((name, widths[place]))
-    answers = [Text(sized(console, name, span), "bold") for name, span in spans]
-    heads = [Text(sized(console, _samples(c, w), w), "dim") for (_, c), w in zip(columns, widths, strict=True)]
-    for cells in (answers, heads):
-        _row(console, "", cells)
-    for step in range(max(len(column.steps) for _, column in columns)):
+            spans.append((name, width))
+    _row(console, "", [Text(sized(console, name, span), "bold") for name, span in spans])
+    placed = [(column, width) for (_, column), width in zip(columns, widths, strict=True)]
+    _row(console, "", [Text(sized(console, _samples(column, width), width), "dim") for column, width in placed])
+    for step in range(max(len(column.steps) for column, _ in placed)):
         mark = ("▸" if draws_blocks(console) else ">") if step + 1 == parting else " "
-        cells = [_cell(console, column, first, step, width) for (_, column), width in zip(columns, widths, strict=True)]
-        _row(console, f"{mark} {step + 1:3}", cells)
+        _row(console, f"{mark} {step + 1:3}", [_cell(console, column, first, step, width) for column, width in placed])
 
 
 def _row(console: Console, lead: str, cells: Sequence[Text]) -> None:
@@ -107,9 +109,8 @@ def _widths(natural: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def _natural(answer: str | None, column: Column) -> int:
-    cells = [cell_len(_forms(step)[0]) for step in column.steps]
-    return max([_NARROWEST, cell_len(_samples(column, 99)), *cells])
+def _natural(column: Column) -> int:
+    return max([_NARROWEST, cell_len(_samples(column, 99)), *(cell_len(_forms(step)[0]) for step in column.steps)])
 
 
 def _samples(column: Column, width: int) -> str:
