@@ -133,7 +133,7 @@ def _after_marker(policy: Policy, hard: list[int], latent: bool) -> list[int]:
 
 def _texts(policy: Policy, tokens: Sequence[int]) -> list[str]:
     """Readable words; two that differ only by the space around them show it."""
-    raw = [str(policy.tokenizer.decode([token])) for token in tokens]
+    raw = [policy.piece(token) for token in tokens]
     times = Counter(text.strip() for text in raw)
     return [_word(policy, token, text, times[text.strip()] > 1) for token, text in zip(tokens, raw, strict=True)]
 

@@ -141,12 +141,12 @@ def compared(blocs: Blocs, parting: int | None, **how: int) -> list[str]:
 def test_chains_stand_side_by_side_by_their_answers_and_the_vote_follows() -> None:
     assert compared(BLOCS, 2) == [
         "5 chains by the heaviest words of their steps; at step 2 they part",
-        "       29                          31            no boxed answer",
-        "       #1 #3         #4            #2            #5",
-        "    1  3 .80 << .20  3 .90         3 .90",
-        "▸   2  * .70 12 .30  12 .50 * .50  12 .50 * .50",
-        "    3  36 1.0        36 .60        36 .60",
-        "    4  29 .90        29 1.0",
+        "       29                              31              no boxed answer",
+        "       #1 #3           #4              #2              #5",
+        "    1  3 .80  << .20   3 .90           3 .90",
+        "▸   2  * .70  12 .30   12 .50  * .50   12 .50  * .50",
+        "    3  36 1.0          36 .60          36 .60",
+        "    4  29 .90          29 1.0",
         "vote  29               ████▊     3 of 5  #1 #3 #4",
         "      31               █▋        1 of 5  #2",
         "      no boxed answer  █▋        1 of 5  #5",

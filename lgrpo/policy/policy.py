@@ -45,6 +45,7 @@ class Policy:
 
     def __init__(self, model: Any, tokenizer: Any, card: Card, name: str):
         self.model, self.tokenizer, self.card, self.name = model, tokenizer, card, name
+        self._pieces: dict[int, str] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
         self.eos_ids = _end_of_sequence(model, tokenizer)
@@ -138,6 +139,12 @@ class Policy:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of hard tokens, without special ones."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def piece(self, token: int) -> str:
+        """Text of one token, special ones too; bytes that are no character alone become U+FFFD."""
+        if token not in self._pieces:
+            self._pieces[token] = str(self.tokenizer.decode([token]))
+        return self._pieces[token]
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters that reinforcement trains: all but input embedding and output head (docs/method.md, 5)."""

@@ -25,8 +25,7 @@ from prompt_toolkit.styles import Style
 KEYS = "Enter asks   Alt+Enter new line   / commands   Ctrl-D leaves"
 _STYLE = Style.from_dict({  # the terminal's own colours, so that it reads on dark and light ground
     "prompt": "ansimagenta bold",
-    "bottom-toolbar": "noreverse",
-    "bottom-toolbar.text": "italic",
+    "bottom-toolbar": "noreverse dim",
     "completion-menu": "bg:default fg:default",
     "completion-menu.completion": "bg:default fg:default",
     "completion-menu.completion.current": "bg:default fg:default reverse",

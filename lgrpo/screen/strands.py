@@ -16,7 +16,7 @@ from lgrpo.text import clean
 
 NO_ANSWER = "no boxed answer"
 _LEAD = 7  # columns of mark and number of a step
-_GAP = 2
+_GAP = 3
 _NARROWEST = 6  # a column: a short word and its weight
 _ROOMY = 60  # columns of a terminal on which bars find room
 _TOLD = 0.2  # weight of the words of a step that are shown, besides the heaviest
@@ -122,7 +122,7 @@ def _forms(step: Pairs) -> list[str]:
     """A step in fewer and fewer letters."""
     told = [(clean(word), weight) for place, (word, weight) in enumerate(step) if place == 0 or weight >= _TOLD]
     word, weight = told[0]
-    return [" ".join(f"{word} {points(weight)}" for word, weight in told), f"{word} {points(weight)}", word]
+    return ["  ".join(f"{word} {points(weight)}" for word, weight in told), f"{word} {points(weight)}", word]
 
 
 def _cell(console: Console, column: Column, first: Column, step: int, width: int) -> Text:
