@@ -148,7 +148,10 @@ def complete(
     log_probs_of(rows int64 [n]) gives their log-probabilities [n, V]; it is asked for a few rows at a time.
     """
     for size in (min(LONGER, vocabulary), vocabulary):
-        for rows in (~choice.proven).nonzero()[:, 0].split(max(1, WHOLE // vocabulary)):
+        unproven = (~choice.proven).nonzero()[:, 0]
+        if not len(unproven):  # `split` would still make one empty piece of it
+            return
+        for rows in unproven.split(max(1, WHOLE // vocabulary)):
             values, tokens = log_probs_of(rows).topk(size, dim=-1)
             draw = noise.gumbel(keys[rows], steps[rows], tokens)
             again = perturb(values, tokens, draw, noise_scale[rows], settings, vocabulary)

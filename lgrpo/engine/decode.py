@@ -4,6 +4,7 @@ Pure functions of tensors over N rows, latent and explicit ones together. Nothin
 `whole` is asked for, so that a step can be captured in a CUDA graph.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,9 +57,10 @@ def act(
     not proven to hold the answer, look at the whole vocabulary; else such a row is only marked.
     """
     count, vocabulary = logits.shape
-    wanted = max(latent.shortlist, latent.k, text.top_k) if chains else text.top_k
+    few = min(latent.shortlist, 8 * latent.k)  # that many for each component hold the answer nearly always
+    wanted = max(few, latent.k, text.top_k) if chains else text.top_k
     values, candidates = best(logits, min(vocabulary, wanted))
-    normaliser = (logits / text.temperature).logsumexp(-1)
+    normaliser = _logsumexp(logits, values, text.temperature)
     finite = normaliser.isfinite()
 
     def of_token(tokens: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ def act(
         blank = sampled.new_zeros(count, latent.k)
         return Action(sampled, blank, blank.to(logits.dtype), of_token(sampled), torch.ones_like(finite), finite)
 
-    log_probs = values - logits.logsumexp(-1, keepdim=True)
+    log_probs = values - _logsumexp(logits, values)[:, None]
     choice = superposition.perturb(log_probs, candidates, draw, rows.noise_scale, latent, vocabulary)
     choice = choice._replace(proven=choice.proven | ~rows.in_chain | ~finite)
     if whole:
@@ -88,6 +90,16 @@ def act(
         choice.proven,
         finite,
     )
+
+
+def _logsumexp(logits: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor:
+    """Of logits [N, V] / temperature, whose largest are `values` [N, M], falling: [N].
+
+    By powers of two, which a CPU takes in half the time of powers of e.
+    """
+    most = values[:, :1]
+    powers = (logits - most).mul_(1 / (temperature * math.log(2))).exp2_()
+    return powers.sum(-1).log_() + most[:, 0] / temperature
 
 
 def _sample(values: Tensor, candidates: Tensor, draw: Tensor, temperature: Tensor, text: TextSettings) -> Tensor:

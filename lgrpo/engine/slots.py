@@ -91,7 +91,8 @@ class Slots:
         prompts, prompt_width = self.size.prompts + 1, self.size.longest_prompt
         if tight:
             prompts, prompt_width = self.shelf.used, self.shelf.width
-        self.cache.see(prompts, prompt_width, self.group[view], self.place[view], width, steps)
+        level = int(steps[0]) if tight and bool((steps == steps[0]).all()) else None
+        self.cache.see(prompts, prompt_width, self.group[view], self.place[view], width, steps, level)
         of_prompt, of_response = self.columns[:prompt_width], self.columns[:width]
         positions = (lengths + steps)[:, None]
         allowed = torch.cat([of_prompt < lengths[:, None], of_response <= steps[:, None]], 1)

@@ -54,11 +54,11 @@ class LeanDecoder:
             both = torch.addcmul(both * cos, both.roll(half, -1), sin)
             keys, values = cache.update(both[:, heads:, None], value[:, :, None], index)
             seen = cache.attend(index, both[:, :heads, None], keys, values, mask, attention.scaling)
-            x = x + linear(seen.reshape(rows, -1), attention.o_proj.weight, attention.o_proj.bias)
+            x = linear(seen.reshape(rows, -1), attention.o_proj.weight, attention.o_proj.bias).add_(x)
             y = _norm(x, layer.post_attention_layernorm)
             inner = mlp.act_fn(linear(y, mlp.gate_proj.weight, mlp.gate_proj.bias))
-            inner = inner * linear(y, mlp.up_proj.weight, mlp.up_proj.bias)
-            x = x + linear(inner, mlp.down_proj.weight, mlp.down_proj.bias)
+            inner *= linear(y, mlp.up_proj.weight, mlp.up_proj.bias)
+            x = linear(inner, mlp.down_proj.weight, mlp.down_proj.bias).add_(x)
         return _norm(x, self.model.norm)[:, None]
 
 
@@ -68,4 +68,9 @@ def _project(x: Tensor, projection: nn.Linear, rows: int, depth: int) -> Tensor:
 
 
 def _norm(x: Tensor, module: Any) -> Tensor:
-    return rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+    size, epsilon = x.shape[-1], module.variance_epsilon
+    if x.device.type != "cpu" or x.dtype.itemsize < 4:
+        return rms_norm(x, (size,), module.weight, epsilon)
+    # On a CPU torch's own writes the squares of x down before it adds them up.
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x * (length.square_() / size + epsilon).rsqrt_()).mul_(module.weight)
