@@ -77,7 +77,16 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--data", help=DATA_HELP)(function)
 
 
-@click.group(cls=People, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=People,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""\b
+    Examples:
+      lgrpo train                      init, then reinforcement, of the embedded model: minutes
+      lgrpo sample "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
+      lgrpo eval runs/tiny-init runs/tiny-grpo
+    """,
+)
 @click.version_option(__version__, prog_name="lgrpo")
 def main() -> None:
     """Teach a language model to reason in latent space, and reinforce it, on one GPU (or a CPU).
@@ -90,7 +99,14 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(
+    epilog="""\b
+    Examples:
+      lgrpo init                       the embedded model, into runs/tiny-init
+      lgrpo init Qwen/Qwen2.5-0.5B-Instruct --data gsm8k-aug
+      lgrpo init models/mine --data train.jsonl --out runs/mine --set batch=16
+    """
+)
 @click.argument("base", required=False)
 @training
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of all stages together.  [default: recipe]")
@@ -109,7 +125,15 @@ def init(**options: Any) -> None:
     commands.init(commands.InitOptions(**options))
 
 
-@main.command()
+@main.command(
+    epilog="""\b
+    Examples:
+      lgrpo train                      the newest run here, or else the embedded model
+      lgrpo train runs/Qwen2.5-0.5B-Instruct-init --steps 500
+      lgrpo train runs/tiny-init --without one-sided --out runs/ablation
+      lgrpo train someone/latent-model --data train.parquet --set max_response=512
+    """
+)
 @click.argument("checkpoint", required=False)
 @training
 @click.option("--steps", type=click.IntRange(1), help="Batches to learn from.  [default: from the recipe]")
@@ -125,7 +149,7 @@ def init(**options: Any) -> None:
     type=click.Choice(["published", "weighted"]),
     help="Mean over the K components, or weighted by the mixture.  [default: weighted for tiny, else published]",
 )
-@click.option("--explicit", is_flag=True, help="Ordinary GRPO on written chains, the baseline.  [default: latent]")
+@click.option("--explicit", is_flag=True, help="The baseline: ordinary GRPO on written chains.  [default: off]")
 @shared
 def train(**options: Any) -> None:
     """Reinforce CHECKPOINT, a model with a latent chain.

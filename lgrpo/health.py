@@ -1,7 +1,7 @@
 """Is the run well? Each number that matters has a range; outside it, what is wrong in words, and what usually helps.
 
 Ranges are wide: what a healthy run was seen to do stays inside (docs/log.md), and what is named is worth a look, not
-yet a verdict. Nothing here changes a run.
+yet a verdict. Nothing here changes a run. The docstring of a check says its range; docs/metrics.md is made of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def troubles(history: History) -> list[Trouble]:
 
 
 def _reward_at_0(history: History) -> Iterator[Trouble]:
+    """`reward`: above 0 in one of the last 3 steps."""
     reward = history.last("reward")
     if not reward or max(reward) > 0:
         return
@@ -44,6 +45,7 @@ def _reward_at_0(history: History) -> Iterator[Trouble]:
 
 
 def _reward_at_1(history: History) -> Iterator[Trouble]:
+    """`reward`: at most 98 %."""
     reward = history.mean("reward")
     if reward is not None and reward > 0.98:
         yield Trouble(
@@ -52,6 +54,10 @@ def _reward_at_1(history: History) -> Iterator[Trouble]:
 
 
 def _signal(history: History) -> Iterator[Trouble]:
+    """`groups`: above 0 in one of the last 3 steps.
+
+    `signal`: at least 5 %.
+    """
     groups, signal = history.last("groups"), history.mean("signal")
     if groups and max(groups) == 0:
         what = f"no group of the last {RECENT} steps had signal (all its rewards were equal): nothing is learnt"
@@ -62,6 +68,7 @@ def _signal(history: History) -> Iterator[Trouble]:
 
 
 def _latent_share(history: History) -> Iterator[Trouble]:
+    """`latent`: more than half of what it was in the first 3 steps."""
     before, now = history.early("latent"), history.mean("latent")
     if before is None or now is None or before < 1 or now > 0.5 * before:
         return
@@ -71,6 +78,7 @@ def _latent_share(history: History) -> Iterator[Trouble]:
 
 
 def _cut_off(history: History) -> Iterator[Trouble]:
+    """`invalid`: at most 20 %."""
     invalid = history.mean("invalid")
     if invalid is not None and invalid > 0.2:
         remedy = "allow more: --set max_response=N; if it grows step by step, a lower --lr"
@@ -78,6 +86,7 @@ def _cut_off(history: History) -> Iterator[Trouble]:
 
 
 def _divergence(history: History) -> Iterator[Trouble]:
+    """`kl`: at most 0.5."""
     kl = history.mean("kl")
     if kl is not None and kl > 0.5:
         what = f"KL to the initial policy is {kl:.2f} a position: the policy is running away"
@@ -85,6 +94,7 @@ def _divergence(history: History) -> Iterator[Trouble]:
 
 
 def _clipping(history: History) -> Iterator[Trouble]:
+    """`clip_fraction`: at most 30 %."""
     clipped = history.mean("clip_fraction")
     if clipped is not None and clipped > 0.3:
         what = f"{clipped:.0%} of the positions are clipped: steps are too long"
@@ -92,6 +102,10 @@ def _clipping(history: History) -> Iterator[Trouble]:
 
 
 def _gradient(history: History) -> Iterator[Trouble]:
+    """`skipped`: 0 in all of the last 3 steps.
+
+    `grad_norm`: the newest at most 20 times the median of those before it, from the 11th step on.
+    """
     if sum(history.last("skipped")) > 0:
         what = f"gradients were not finite in the last {RECENT} steps; those optimiser steps were left out"
         yield Trouble("skipped", what, "a lower --lr; if it goes on, go back to the best checkpoint")
@@ -102,6 +116,7 @@ def _gradient(history: History) -> Iterator[Trouble]:
 
 
 def _nothing_moves(history: History) -> Iterator[Trouble]:
+    """`moved`: at least 50 %."""
     moved = history.mean("moved")
     if moved is not None and moved < 0.5:
         what = f"only {moved:.1%} of the weights move: the learning rate is lost in rounding"
@@ -109,6 +124,10 @@ def _nothing_moves(history: History) -> Iterator[Trouble]:
 
 
 def _engine(history: History) -> Iterator[Trouble]:
+    """`rollout_gap`: at most 0.1.
+
+    `broken`: 0 in all of the last 3 steps.
+    """
     gap = history.mean("rollout_gap")
     if gap is not None and gap > 0.1:
         what = f"rollouts and training disagree by {gap:.2f} in a log-probability"
@@ -119,6 +138,7 @@ def _engine(history: History) -> Iterator[Trouble]:
 
 
 def _verifier(history: History) -> Iterator[Trouble]:
+    """`unchecked`: at most 1 %."""
     unchecked = history.mean("unchecked")
     if unchecked is not None and unchecked > 0.01:
         what = f"{unchecked:.1%} of the answers could not be checked and count as wrong"
@@ -126,6 +146,7 @@ def _verifier(history: History) -> Iterator[Trouble]:
 
 
 def _held_out(history: History) -> Iterator[Trouble]:
+    """`pass@1`: one of the last two at most 3 standard errors below the best, from the third on."""
     scores = [score for score in history.scores if score.get("pass@1") is not None]
     if len(scores) < 3:
         return
@@ -137,7 +158,12 @@ def _held_out(history: History) -> Iterator[Trouble]:
 
 
 def _walk(history: History) -> Iterator[Trouble]:
-    """Of a model that learns its first latent chain: what its held-out answers look like."""
+    """Of a model that learns its first latent chain, what its held-out answers look like.
+
+    `pass@1` while the first chain is learnt: above 0 in one of the last two.
+
+    `invalid` while the first chain is learnt: at most 20 %.
+    """
     if len(history.scores) < 2 or "reward" in (history.steps[-1] if history.steps else {}):
         return
     score = history.scores[-1]
@@ -150,6 +176,7 @@ def _walk(history: History) -> Iterator[Trouble]:
 
 
 def _memory(history: History) -> Iterator[Trouble]:
+    """`memory_free`: the newest at least 3 % of what is used and free together."""
     free, used = history.last("memory_free", 1), history.last("memory_used", 1)
     if free and used and free[0] < 0.03 * (free[0] + used[0]):
         what = f"{free[0] / 1e9:.1f} GB of memory are left"
