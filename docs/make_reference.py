@@ -63,31 +63,27 @@ def metrics_page() -> str:
         for one in METRICS.values()
     ]
     scores = [f"| {name} | {words} |" for name, words in healthy.items()]
-    return "\n".join([*HEAD, *rows, *SCORES, *scores, ""])
+    return "\n".join([HEAD, *rows, SCORES, *scores, ""])
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-HEAD = (
-    "# Metrics",
-    "",
-    "The numbers of a step, by the names they have in a run's `metrics.jsonl`, in its report and in the trackers. Outside its",
-    "healthy range a number is named in words on the screen and in `events.jsonl`, with what usually helps: worth a look, not yet",
-    f"a verdict. Ranges are of the mean of the last {health.RECENT} steps, where nothing else is said. Written by",
-    "`docs/make_reference.py`.",
-    "",
-    "| name | on the screen | unit | meaning | healthy |",
-    "|---|---|---|---|---|",
-)
-SCORES = (
-    "",
-    "Of the held-out scores, which are events of `events.jsonl`:",
-    "",
-    "| name | healthy |",
-    "|---|---|",
-)
+HEAD = f"""# Metrics
+
+The numbers of a step, by the names they have in a run's `metrics.jsonl`, in its report and in the trackers. Outside its
+healthy range a number is named in words on the screen and in `events.jsonl`, with what usually helps: worth a look, not
+yet a verdict. Ranges are of the mean of the last {health.RECENT} steps, where nothing else is said. Written by
+`docs/make_reference.py`.
+
+| name | on the screen | unit | meaning | healthy |
+|---|---|---|---|---|"""
+SCORES = """
+Of the held-out scores, which are events of `events.jsonl`:
+
+| name | healthy |
+|---|---|"""
 
 
 if __name__ == "__main__":

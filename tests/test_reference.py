@@ -1,4 +1,4 @@
-"""docs/help.md and docs/metrics.md say what the program says, every help fits a screen, and its examples are accepted."""
+"""help.md and metrics.md say what the program says; every help fits a screen, and its examples are accepted."""
 
 import importlib.util
 import re
