@@ -168,7 +168,8 @@ def _heat(axes: Any, chain: Chain, marked: int) -> None:
     place = next((down for down, word in enumerate(words) if f"{{{word}}}" in chain.answer), len(words) // 2)
     axes.annotate(
         _plain(chain.answer), (across - 0.5, place), (across + 0.05, place), va="center", annotation_clip=False,
-        family="DejaVu Sans Mono", fontsize=11, weight="bold", color=CYAN, arrowprops={"arrowstyle": "<-", "color": CYAN},
+        family="DejaVu Sans Mono", fontsize=11, weight="bold", color=CYAN,
+        arrowprops={"arrowstyle": "<-", "color": CYAN},
     )  # fmt: skip
     axes.set_xlim(-0.5, across + 1.5)
     axes.set_xticks([*range(across), across + 0.75], [*map(str, range(1, across + 1)), "answer, in text"])

@@ -162,7 +162,16 @@ def train(**options: Any) -> None:
     commands.train(commands.TrainOptions(**options))
 
 
-@main.command()
+@main.command(
+    epilog="""\b
+    Examples:
+      lgrpo sample "Ann has 5 bags with 6 nuts each. How many nuts?"       the newest run here
+      lgrpo sample "..." --model runs/tiny-init -n 8 --explore             where chains part, and the vote
+      echo "..." | lgrpo sample --no-chain
+      lgrpo sample --file problems.jsonl > answers.jsonl
+      lgrpo sample                                                        ask one after the other
+    """
+)
 @click.argument("problem", required=False)
 @click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
 @click.option("-n", "--samples", type=click.IntRange(1, 1024), default=1, show_default=True, help="Answers to draw.")
@@ -193,7 +202,16 @@ def sample(**options: Any) -> None:
     asking.sample(**options)
 
 
-@main.command(name="eval")
+@main.command(
+    name="eval",
+    epilog="""\b
+    Examples:
+      lgrpo eval                               the newest run here, on problems it has not seen
+      lgrpo eval runs/tiny-init runs/tiny-grpo          the second compared to the first
+      lgrpo eval runs/mine --data gsm8k --data math500 --report
+      lgrpo eval runs/mine --data test.jsonl --json > scores.json
+    """,
+)
 @click.argument("checkpoints", nargs=-1)
 @click.option(
     "--data",
@@ -227,6 +245,9 @@ def sample(**options: Any) -> None:
     help="One JSON object on stdout; a list for several checkpoints.  [default: a table]",
 )
 @click.option("--markdown", is_flag=True, help="The table as Markdown on stdout.  [default: columns]")
+@click.option(
+    "--report", is_flag=True, help="Write report.html of each run anew, these scores in it.  [default: leave it]"
+)
 @shared
 def evaluate(**options: Any) -> None:
     """Score CHECKPOINTS: Pass@1 without noise, pass@k with noise, lengths of latent and explicit part.

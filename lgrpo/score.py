@@ -14,6 +14,7 @@ from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.exam import Benchmark, Exam, Scored
+from lgrpo.report import write_report
 from lgrpo.screen import Show
 from lgrpo.screen.scores import markdown, scores
 from lgrpo.verify import Verifier
@@ -34,6 +35,7 @@ class EvalOptions:
     out: Path | None = None
     as_json: bool = False
     markdown: bool = False
+    report: bool = False
     seed: int = 0
     device: str | None = None
 
@@ -54,6 +56,8 @@ def evaluate(asked: EvalOptions) -> None:
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
         if grader.failures:
             show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
+        if asked.report:
+            _report(names, show)
     for _, later in scored[1:]:
         _compare(scored[0], later)
     results = [{"checkpoint": name, "results": [one.entry for one in ones]} for name, ones in scored]
@@ -63,6 +67,15 @@ def evaluate(asked: EvalOptions) -> None:
         print(markdown(results))
     else:
         scores(results, sys.stdout)
+
+
+def _report(names: Sequence[str], show: Show) -> None:
+    """The reports of the runs among the checkpoints, these scores in them."""
+    runs = [Path(name) for name in dict.fromkeys(names) if (Path(name) / "run.json").is_file()]
+    if not runs:
+        show.warn("--report: none of the checkpoints is a run of ours, and only runs have a report")
+    for run in runs:
+        show.say(f"report: {write_report(run)}")
 
 
 def _read(source: str, limit: int | None) -> Benchmark:
