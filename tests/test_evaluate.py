@@ -55,3 +55,11 @@ def test_pass_at_k_comes_from_the_explored_samples_only() -> None:
 def test_a_score_without_any_valid_response_is_all_zeros_but_invalid() -> None:
     score = summarise([answered(0, 0, False, [LATENT], valid=False)])
     assert (score.pass_at_1, score.length, score.invalid) == (0.0, 0.0, 1.0)
+
+
+def test_shares_are_by_problem_in_whatever_order_responses_came() -> None:
+    score = summarise([answered(2, 0, True, [5]), answered(0, 0, False, [5]), answered(1, 1, True, [5]),
+                       answered(0, 1, True, [5]), answered(1, 0, True, [5]), answered(2, 1, False, [5])])  # fmt: skip
+    assert score.shares == (0.5, 1.0, 0.5)
+    low, high = score.as_json("x")["pass@1_interval"]
+    assert 0 < low < 2 / 3 < high < 1
