@@ -29,6 +29,7 @@ from lgrpo.rollout import Part, Request, Rollout
 from lgrpo.superposition import LatentSettings
 
 PREFILL = 1 << 13  # prompt positions that go through the model at a time: more would not be faster, and need memory
+FEWEST = 8  # columns a step sees: torch multiplies by fewer in a plain loop, which takes longer on a CPU
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ class Engine:
         """Steps until the next look. A stuck row is freed by one that may search the whole vocabulary."""
         pace = self.pace
         if stuck or pace.look == 1:
-            state.step(rows, longest + 1, chains, whole=True, tight=rows == state.occupied)
+            width = min(state.cache.columns, max(longest + 1, FEWEST))
+            state.step(rows, width, chains, whole=True, tight=rows == state.occupied)
             return
         width = min(state.cache.columns, -(-(longest + pace.look) // pace.columns) * pace.columns)
         try:
