@@ -150,21 +150,23 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
+def evaluated(rate: float, time: str, runs: int = 5) -> str:
+    entry = {"benchmark": "gsm8k", "problems": 1319, "runs": runs, "pass@1": rate, "pass@1_se": 0.01}
+    lengths = {"latent_length": 20.0, "explicit_length": 6.0, "length": 26.0, "invalid": 0.01}
+    return json.dumps({"checkpoint": "runs/base-grpo", "time": time, "results": [{**entry, **lengths}]})
+
+
+def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     (folder / "eval").mkdir()
-    summary = {
-        "checkpoint": "runs/base-grpo",
-        "benchmark": "gsm8k",
-        "problems": 1319,
-        "pass@1": 0.42,
-        "pass@1_se": 0.01,
-    }
-    lengths = {"latent_length": 20.0, "explicit_length": 6.0, "length": 26.0, "invalid": 0.01}
-    (folder / "eval" / "summary-gsm8k-x.json").write_text(json.dumps({**summary, **lengths}))
+    (folder / "eval" / "summary-gsm8k-a.json").write_text(evaluated(0.42, "2026-11-27T07:00:00+00:00"))
+    (folder / "eval" / "summary-gsm8k-b.json").write_text(evaluated(0.41, "2026-11-27T06:00:00+00:00"))
+    (folder / "eval" / "summary-gsm8k-c.json").write_text(evaluated(0.4, "2026-11-27T04:00:00+00:00", runs=1))
     (folder / "eval" / "summary-torn.json").write_text('{"pass@1": ')
     text = re.sub(r"\s+", " ", Page(write_report(folder).read_text()).text)
-    assert "gsm8k (base-grpo) 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
+    assert "gsm8k, 5 runs a problem 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
+    assert "0.410" not in text
+    assert "1 run a problem" not in text  # from before this run: of one that was replaced
 
 
 def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:

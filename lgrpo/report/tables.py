@@ -44,7 +44,7 @@ class Recorded:
             state=_state(record, history),
             headline=_headline(first, best),
             facts=_facts(record, history),
-            scores=[*_held_out(first, best, history), *_evaluated(run)],
+            scores=[*_held_out(first, best, history), *_evaluated(run, record)],
             numbers=_numbers(history),
             time=_time(record, history),
             samples=_samples(first, best),
@@ -106,14 +106,18 @@ def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
     return max(0.0, score["pass@1"] - half), min(1.0, score["pass@1"] + half)
 
 
-def _evaluated(run: Path) -> Iterator[list[str]]:
-    """A row for each evaluation of the run's checkpoints, as `lgrpo eval` left it."""
-    for path in sorted((run / "eval").glob("summary-*.json")):
+def _evaluated(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A row for the newest evaluation of each benchmark and size, as `lgrpo eval` left them; none from another run."""
+    newest: dict[tuple[str, int, int], tuple[str, Mapping[str, Any]]] = {}
+    for path in (run / "eval").glob("summary-*.json"):
         summary = read_json(path) or {}
-        if isinstance(summary.get("pass@1"), float) and isinstance(summary.get("pass@1_se"), float):
-            yield _score_row(
-                f"{summary.get('benchmark', path.stem)} ({Path(str(summary.get('checkpoint'))).name})", summary
-            )
+        time = str(summary.get("time"))
+        if time >= str(record.get("started")):
+            for entry in summary.get("results") or []:
+                key = str(entry.get("benchmark")), int(entry.get("problems", 0)), int(entry.get("runs", 0))
+                newest[key] = max(newest.get(key, ("", {})), (time, entry), key=lambda one: one[0])
+    for (benchmark, _, runs), (_, entry) in sorted(newest.items()):
+        yield _score_row(f"{benchmark}, {runs} run{'s' * (runs != 1)} a problem", entry)
 
 
 def _facts(record: Mapping[str, Any], history: History) -> Table:
