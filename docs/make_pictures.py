@@ -34,6 +34,7 @@ LIKELY = 6  # words of a step that are shown
 SEEN = 0.005  # weight: less is not shown
 DRAWS = 1 << 20  # of noise
 PROBLEMS, SAMPLES = 64, 4  # margins are those of so many problems, and samples of each
+LOOK = {**STYLE, "svg.hashsalt": "lgrpo", "svg.fonttype": "path"}  # outlines: a reader's fonts are not ours
 MAGENTA, CYAN, GREY, AMBER = (COLOURS[name] for name in ("magenta", "cyan", "grey", "amber"))
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#e3a6d3", MAGENTA])
 
@@ -109,8 +110,8 @@ def slope(margin: Tensor) -> Tensor:
 
 
 def _pairs(policy: Policy, tokens: Tensor, numbers: Tensor) -> list[tuple[str, float]]:
-    words = [str(policy.tokenizer.decode([token])).strip() for token in tokens.tolist()]
-    return list(zip(words, numbers.tolist(), strict=True))
+    texts = [str(policy.tokenizer.decode([token])) for token in tokens.tolist()]
+    return [(text.strip() or repr(text), number) for text, number in zip(texts, numbers.tolist(), strict=True)]
 
 
 # -- superposition.svg
@@ -159,7 +160,8 @@ def _heat(axes: Any, chain: Chain, marked: int) -> None:
                 row[number] = row.get(number, 0.0) + weight  # a word with and without its space is one word here
     words, across = list(weights), len(chain.steps)
     cells = [[weights[word].get(number, 0.0) for number in range(across)] for word in words]
-    axes.imshow(cells, cmap=WEIGHTS, vmin=0, vmax=1, aspect="auto")
+    across_edges, down_edges = ([at - 0.5 for at in range(count + 1)] for count in (across, len(words)))
+    axes.pcolormesh(across_edges, down_edges, cells, cmap=WEIGHTS, vmin=0, vmax=1)
     for down, row in enumerate(cells):
         for number, weight in enumerate(row):
             if weight >= SEEN:
@@ -172,6 +174,7 @@ def _heat(axes: Any, chain: Chain, marked: int) -> None:
         arrowprops={"arrowstyle": "<-", "color": CYAN},
     )  # fmt: skip
     axes.set_xlim(-0.5, across + 1.5)
+    axes.set_ylim(len(words) - 0.5, -0.5)
     axes.set_xticks([*range(across), across + 0.75], [*map(str, range(1, across + 1)), "answer, in text"])
     axes.get_xticklabels()[marked].set_fontweight("bold")
     axes.set_yticks(range(len(words)), [_plain(word) for word in words], family="DejaVu Sans Mono", fontsize=10)
@@ -252,8 +255,7 @@ def write(figure: Figure, name: str) -> None:
 def main(model: str | None) -> None:
     policy = session.load(model or str(session.newest()), "cpu")
     settings = ask.engine_settings(policy, None)
-    # Outlines rather than letters: a reader's fonts are not ours.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "lgrpo", "svg.fonttype": "path"}):
+    with matplotlib.rc_context(LOOK):
         write(superposition_figure(chain_of(policy, settings)), "superposition.svg")
         two, one = (margins_of(policy, replace(settings, one_sided=one_sided)) for one_sided in (False, True))
         write(noise_figure(two, one), "one_sided_noise.svg")
