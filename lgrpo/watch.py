@@ -17,7 +17,7 @@ from lgrpo.screen import Show
 
 SAMPLES = 6  # held-out problems whose chains are kept with each score, always the same ones
 SAMPLE_STEPS = 60  # latent steps of them that are kept
-REPORT_EVERY = 60.0  # seconds between two reports of a run that goes on
+REPORT_EVERY = 300.0  # seconds between two reports of a run that goes on: one takes two or three
 
 
 class Watch:

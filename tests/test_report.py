@@ -122,6 +122,13 @@ def test_samples_plan_and_record_are_there(page: Page) -> None:
     assert "Usually helps: this." in text
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take seconds to draw; where nobody looks at them they are left out."""
+    monkeypatch.setattr(pictures, "svg", lambda history: "<svg></svg>")
+    monkeypatch.setattr(pictures, "png", lambda history: b"")
+
+
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     write_report(folder)
@@ -133,6 +140,7 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
     assert pictures.svg(History.read(folder)) == pictures.svg(History.read(folder))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "events.jsonl", "both"])
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, missing: str) -> None:
     folder = run(tmp_path / "young", finished=None)
@@ -156,6 +164,7 @@ def evaluated(rate: float, time: str, runs: int = 5) -> str:
     return json.dumps({"checkpoint": "runs/base-grpo", "time": time, "results": [{**entry, **lengths}]})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     (folder / "eval").mkdir()
@@ -169,6 +178,7 @@ def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path)
     assert "1 run a problem" not in text  # from before this run: of one that was replaced
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     assert write_report(folder) == folder / PAGE

@@ -61,7 +61,9 @@ def _figure(history: History) -> Any:
     panels = [(title, draw) for title, needs, draw in PANELS if _has(history, needs)]
     across = 2 if len(panels) in (1, 2, 4) else 3
     down = max(1, -(-len(panels) // across))
-    figure = Figure(figsize=(3.9 * across, 2.6 * down), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(3.9 * across, 2.7 * down), facecolor="white")
+    edge, gap = 0.75 / (3.9 * across), 0.55 / (2.7 * down)  # margins in inches: a layout engine would draw all twice
+    figure.subplots_adjust(edge, gap, 1 - edge / 4, 1 - gap / 2, wspace=0.28, hspace=0.42)
     for number, (title, draw) in enumerate(panels, 1):
         axes = figure.add_subplot(down, across, number)
         axes.set_title(title)
@@ -140,13 +142,15 @@ def _policy(axes: Any, history: History) -> None:
 
 def _gradient(axes: Any, history: History) -> None:
     _line(axes, history, "grad_norm", "grey")
-    axes.set_yscale("log")
+    norms = [step["grad_norm"] for step in history.steps if step.get("grad_norm")]
+    if norms and max(norms) > 20 * min(norms):
+        axes.set_yscale("log")
 
 
 def _time(axes: Any, history: History) -> None:
     names = ("rollout_s", "verify_s", "update_s")
-    rows = [step for step in history.steps if all(step.get(name) is not None for name in names)]
-    values = [[row[name] for row in rows] for name in names]
+    rows = [step for step in history.steps if step.get("rollout_s") is not None]
+    values = [[row.get(name) or 0.0 for row in rows] for name in names]
     colours = [COLOURS[name] for name in ("magenta", "amber", "cyan")]
     axes.stackplot(
         [row["step"] for row in rows], values, colors=colours, alpha=0.8, labels=("rollout", "verify", "update")
