@@ -38,6 +38,11 @@ def engine_settings(policy: Policy, max_response: int | None) -> TrainSettings:
     return settings
 
 
+def question(text: str) -> Problem:
+    """What somebody typed, as a problem without an answer: without the halves of characters no tokenizer takes."""
+    return Problem(text.encode("utf-8", "replace").decode("utf-8").strip(), "")
+
+
 @dataclass(frozen=True)
 class Wish:
     """What answers are wanted."""

@@ -67,8 +67,7 @@ class _Teller:
         samples = self._wish.samples
         requests = [request for problem in part for request in self._asker.requests(problem, self._wish)]
         waiting: dict[int, Rollout] = {}
-        places = iter(range(len(requests)))
-        place = next(places)
+        place = 0  # of the answer that is told next
 
         def finish(number: int, rollout: Rollout) -> None:
             nonlocal place
@@ -76,7 +75,7 @@ class _Teller:
             while place in waiting:
                 problem, sample = part[place // samples], place % samples
                 self._tell(self._asker.answer(problem, sample, waiting.pop(place)))
-                place = next(places, len(requests))
+                place += 1
 
         self._asker.engine.generate(requests, finish)
 

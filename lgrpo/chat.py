@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from lgrpo.ask import Answer, Asker, Wish
+from lgrpo.ask import Answer, Asker, Wish, question
 from lgrpo.errors import UserError
 from lgrpo.present import Looks, present
-from lgrpo.problems import Problem
 from lgrpo.screen.prompt import Prompt, history_file
 from lgrpo.screen.terminal import console_on, note, table
 from lgrpo.slash import COMMANDS, Talk, described, helped, obey
@@ -30,7 +29,7 @@ def talk(load: Callable[[str | None], Asker], wish: Wish, looks: Looks, prompt: 
             if text.startswith("/"):
                 now = _obey(text, now, load)
             else:
-                answers = present(now.asker, Problem(text.strip(), ""), now.wish, now.looks)
+                answers = present(now.asker, question(text), now.wish, now.looks)
                 note(tally(answers))
         except UserError as error:
             note(str(error))

@@ -114,7 +114,7 @@ def _compare(answers: list[Answer], blocs: list[vote.Bloc], wish: Wish, looks: L
         print(file=sys.stderr)
         strands.strands(shown, None if parting is None else parting + 1, looks.every)
         print(file=sys.stderr)
-    strands.vote(shown)
+    strands.vote(shown, looks.every)
 
 
 def pairs(step: list[Word]) -> list[tuple[str, float]]:

@@ -3,10 +3,9 @@
 import sys
 from contextlib import suppress
 
-from lgrpo.ask import Asker, Wish
+from lgrpo.ask import Asker, Wish, question
 from lgrpo.errors import UserError
 from lgrpo.present import Looks, present
-from lgrpo.problems import Problem
 
 
 def sample(
@@ -27,7 +26,8 @@ def sample(
     wish, looks = Wish(samples, explore, temperature, seed), Looks(chain, every, as_json)
     if file is not None and problem is not None:
         raise UserError("a problem and --file at once: ask the one without --file, or put it into the file")
-    with suppress(AttributeError):  # an answer may hold signs that the terminal's encoding has not
+    with suppress(AttributeError):  # no text is refused for the sake of its encoding
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if file is not None:
         from lgrpo import bulk
@@ -39,10 +39,10 @@ def sample(
 
         chat.talk(lambda name: Asker(name or model, device, max_response, _report), wish, looks)
         return
-    problem = sys.stdin.read().strip() if problem is None else problem
-    if not problem.strip():
+    asked = question(sys.stdin.read() if problem is None else problem)
+    if not asked.problem:
         raise UserError("no problem given; put it in quotes, or pipe it in")
-    present(Asker(model, device, max_response, _report), Problem(problem, ""), wish, looks)
+    present(Asker(model, device, max_response, _report), asked, wish, looks)
 
 
 def _report(text: str) -> None:

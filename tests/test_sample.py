@@ -226,6 +226,14 @@ def test_an_answer_that_is_cut_off_says_so(model: str) -> None:
     ]
 
 
+def test_bytes_that_are_no_text_are_asked_as_well_as_can_be(model: str) -> None:
+    half, whole = "3 \udcff 4?", "3 ? 4?"
+    options = ["--model", model, "--max-response", "9", "--json", "--no-chain"]
+    given = json.loads(done("sample", half, *options).stdout)
+    assert given["problem"] == whole
+    assert given["tokens"] == json.loads(done("sample", whole, *options).stdout)["tokens"]
+
+
 def test_exploring_a_chain_that_is_written_is_said_to_do_nothing() -> None:
     asked = done("sample", QUESTION, "--model", "tiny", "--explore")
     assert asked.stderr.startswith("tiny writes its chain: there is no latent one to explore with noise\n")

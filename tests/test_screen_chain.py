@@ -129,7 +129,7 @@ BLOCS: Blocs = [
 
 def compare(blocs: Blocs, parting: int | None, file: io.TextIOBase, every: bool = False, width: int = 80) -> None:
     strands(blocs, parting, every, file, width)
-    vote(blocs, file, width)
+    vote(blocs, every, file, width)
 
 
 def compared(blocs: Blocs, parting: int | None, **how: int) -> list[str]:
@@ -167,10 +167,11 @@ def test_many_and_nasty_chains_fit(width: int, every: bool) -> None:
         for n in range(1, 20)
     ]
     lines = compared(blocs, 1, every=every, width=width)
-    assert max(cell_len(line) for line in lines if " chains" not in line) <= width
+    assert max(cell_len(line) for line in lines if "shows them" not in line and " chains by" not in line) <= width
     assert not CONTROL.search("\n".join(lines))
-    left_out = [line for line in lines if "more chains, each in its own way; --all shows them" in line]
+    left_out = [line for line in lines if "more chains, each in its own way; --all or /all shows them" in line]
     assert bool(left_out) == (not every and width < 8 * 38)
+    assert any("and 9 answers more" in line for line in lines) != every
     if every:
         assert sum(line.startswith("    2  ") for line in lines) > 1 or width == 200
 

@@ -18,6 +18,7 @@ NO_ANSWER = "no boxed answer"
 _LEAD = 7  # columns of mark and number of a step
 _GAP = 3
 _NARROWEST = 6  # a column: a short word and its weight
+_ANSWERS = 10
 _ROOMY = 60  # columns of a terminal on which bars find room
 _TOLD = 0.2  # weight of the words of a step that are shown, besides the heaviest
 
@@ -51,13 +52,15 @@ def strands(
         _block(console, columns[start : start + at_once], columns[0][1], parting)
     if not every and (rest := columns[at_once:]):
         samples = sum(len(column.samples) for _, column in rest)
-        line(console, Text(f"and {samples} more chains, each in its own way; --all shows them", "dim"))
+        line(console, Text(f"and {samples} more chains, each in its own way; --all or /all shows them", "dim"))
 
 
-def vote(blocs: Blocs, file: TextIO | None = None, width: int | None = None) -> None:
-    """How many samples gave each answer, and which; one line an answer."""
+def vote(blocs: Blocs, every: bool = False, file: TextIO | None = None, width: int | None = None) -> None:
+    """How many samples gave each answer, and which: a line an answer, of the most frequent ones or of `every` one."""
     console = console_on(file or sys.stderr, None, width)
     total = sum(len(column.samples) for _, columns in blocs for column in columns)
+    rest = [] if every else blocs[_ANSWERS:]
+    blocs = blocs[: len(blocs) - len(rest)]
     names = [clean(NO_ANSWER if answer is None else answer) for answer, _ in blocs]
     widest = min(max(map(cell_len, names)), console.width // 3)
     room = max(8, min(16, console.width // 10)) if draws_blocks(console) and console.width >= _ROOMY else 0
@@ -71,6 +74,8 @@ def vote(blocs: Blocs, file: TextIO | None = None, width: int | None = None) -> 
         numbers = " ".join(f"#{sample}" for sample in samples)
         row.append(sized(console, numbers, max(0, console.width - row.cell_len)).rstrip(), "dim")
         line(console, row)
+    if rest:
+        line(console, Text(f"      and {len(rest)} answers more; --all or /all shows them", "dim"))
 
 
 def _block(console: Console, columns: Sequence[tuple[str | None, Column]], first: Column, parting: int | None) -> None:
