@@ -111,7 +111,8 @@ def slope(margin: Tensor) -> Tensor:
 
 def _pairs(policy: Policy, tokens: Tensor, numbers: Tensor) -> list[tuple[str, float]]:
     texts = [str(policy.tokenizer.decode([token])) for token in tokens.tolist()]
-    return [(text.strip() or repr(text), number) for text, number in zip(texts, numbers.tolist(), strict=True)]
+    pairs = zip(texts, numbers.tolist(), strict=True)
+    return [(text.strip() or repr(text), round(number, 4)) for text, number in pairs]  # past a model's own rounding
 
 
 # -- superposition.svg

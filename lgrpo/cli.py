@@ -165,11 +165,11 @@ def train(**options: Any) -> None:
 @main.command(
     epilog="""\b
     Examples:
-      lgrpo sample "Ann has 5 bags with 6 nuts each. How many nuts?"       the newest run here
-      lgrpo sample "..." --model runs/tiny-init -n 8 --explore             where chains part, and the vote
+      lgrpo sample "Ann has 5 bags with 6 nuts each. How many nuts?"   the newest run here
+      lgrpo sample "..." --model runs/tiny-init -n 8 --explore         where chains part; the vote
       echo "..." | lgrpo sample --no-chain
       lgrpo sample --file problems.jsonl > answers.jsonl
-      lgrpo sample                                                        ask one after the other
+      lgrpo sample                                                     ask one after the other
     """
 )
 @click.argument("problem", required=False)

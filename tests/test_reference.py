@@ -27,7 +27,6 @@ SIMPLE = {  # metrics whose range ends in a plain limit: (most or least, limit, 
     for name, words in RANGES.items()
     if name in METRICS and (found := re.fullmatch(r"(?:.*; )?at (most|least) ([\d.]+)( %)?", words))
 }
-PENDING = pytest.mark.xfail(reason="has no examples yet", strict=True)
 
 
 @pytest.mark.parametrize("name", ["help", "metrics"])
@@ -48,9 +47,7 @@ def test_a_help_fits_a_screen(name: str) -> None:
     assert max(map(len, lines)) <= make_reference.WIDTH
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=PENDING) if name in {"lgrpo sample", "lgrpo eval"} else name for name in PAGES]
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_the_examples_of_a_help_are_accepted(name: str) -> None:
     examples = _examples(PAGES[name])
     assert examples
