@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from lgrpo import arithmetic, ask, noise, scoring, session, superposition
+from lgrpo import arithmetic, noise, scoring, session, superposition
+from lgrpo.asking import ask
 from lgrpo.engine import Engine
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy

@@ -1,4 +1,4 @@
-"""The command line: options and their help. What a command does stands in commands.py, sample.py and score.py.
+"""The command line: options and their help. What a command does stands in commands.py, asking/ and exam/.
 
 Importing this file must stay cheap: `lgrpo --help` loads neither torch nor transformers.
 """
@@ -197,7 +197,7 @@ def sample(**options: Any) -> None:
     Left out, the problem comes from stdin; on a terminal, a prompt asks for one after the other. With -n the answers
     follow each other on stdout, and the vote is on stderr.
     """
-    from lgrpo import sample as asking
+    from lgrpo.asking import sample as asking
 
     asking.sample(**options)
 
@@ -256,7 +256,7 @@ def evaluate(**options: Any) -> None:
     scored too. Of several, the later ones are compared to the first, problem by problem. Every sample is kept; stopped
     at any moment, the same command goes on.
     """
-    from lgrpo import score
+    from lgrpo.exam import score
 
     score.evaluate(score.EvalOptions(**options))
 

@@ -19,14 +19,15 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from lgrpo import chat, tiny
-from lgrpo.ask import Asker, Wish
+from lgrpo import tiny
+from lgrpo.asking import chat
+from lgrpo.asking.ask import Asker, Wish
+from lgrpo.asking.present import Looks
+from lgrpo.asking.slash import COMMANDS, Talk, helped, obey
 from lgrpo.errors import UserError
 from lgrpo.policy import Card, Policy
-from lgrpo.present import Looks
 from lgrpo.screen import prompt as prompts
 from lgrpo.screen.prompt import Prompt, history_file
-from lgrpo.slash import COMMANDS, Talk, helped, obey
 
 ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"
 

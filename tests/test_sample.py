@@ -18,10 +18,10 @@ from test_cli import done, lgrpo
 from test_screen import CONTROL
 
 from lgrpo import tiny
-from lgrpo.ask import Asker, Wish
+from lgrpo.asking.ask import Asker, Wish
+from lgrpo.asking.present import Looks, present
 from lgrpo.engine import Pace
 from lgrpo.policy import Card, Policy
-from lgrpo.present import Looks, present
 from lgrpo.problems import Problem
 from lgrpo.reading import answer_text, latent_steps
 from lgrpo.rollout import Part, Rollout

@@ -9,8 +9,8 @@ import pytest
 
 from lgrpo.errors import UserError
 from lgrpo.evaluate import Asked
+from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of
 from lgrpo.problems import Problem
-from lgrpo.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of
 
 PROBLEMS = [Problem("one?", "1"), Problem("two?", "2"), Problem("three?", "3")]
 
@@ -91,7 +91,7 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     fill(path, outcome(0, 0))
     before = path.read_bytes()
     other = (
-        "import sys\nfrom pathlib import Path\nfrom lgrpo.samples import Samples\n"
+        "import sys\nfrom pathlib import Path\nfrom lgrpo.exam.samples import Samples\n"
         f"with Samples(Path({str(path)!r}), []): print('mine', flush=True); sys.stdin.read()"
     )
     held = subprocess.Popen([sys.executable, "-c", other], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from lgrpo import score, tiny
+from lgrpo import tiny
 from lgrpo.data import read_problems
 from lgrpo.engine import Engine
+from lgrpo.exam import score
+from lgrpo.exam.score import EvalOptions
 from lgrpo.interrupt import Stopped
 from lgrpo.policy import Card, Policy
-from lgrpo.score import EvalOptions
 from lgrpo.screen import Show
 
 
@@ -221,6 +222,6 @@ def test_several_benchmarks_and_checkpoints_are_scored_and_compared(
 def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(
     run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lgrpo.score.read_problems", lambda *_: read_problems("arithmetic", "test", 1))
+    monkeypatch.setattr("lgrpo.exam.score.read_problems", lambda *_: read_problems("arithmetic", "test", 1))
     found = results(capsys, run_folder, data=["aime24", "math500", "gpqa", "svamp", "x.jsonl"], runs=None, samples=0)
     assert [entry["runs"] for entry in found["results"]] == [64, 4, 8, 5, 5]

@@ -280,7 +280,7 @@ def test_problems_of_one_text_with_one_seed_share_their_key_and_nothing_else_doe
 
 def test_a_checkpoint_is_asked_the_way_it_was_trained(tmp_path: Path) -> None:
     """Trained with other lengths and another noise than the recipe's, it must not be scored under the recipe's."""
-    from lgrpo.ask import engine_settings
+    from lgrpo.asking.ask import engine_settings
 
     latest = run_to(tmp_path, 1, noise_scale=0.125)
     asked = engine_settings(Policy.load(latest), None)

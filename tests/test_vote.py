@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from lgrpo.ask import Answer
+from lgrpo.asking.ask import Answer
+from lgrpo.asking.vote import count, parting
 from lgrpo.problems import Problem
 from lgrpo.reading import Word
 from lgrpo.rollout import Rollout
 from lgrpo.verify import Verifier
-from lgrpo.vote import count, parting
 
 NOTHING = Rollout((), torch.zeros(0).long(), torch.zeros(0, 2).long(), torch.zeros(0, 2), torch.zeros(0), valid=True)
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lgrpo import ask, session
+from lgrpo import session
+from lgrpo.asking import ask
 from lgrpo.compare import paired
 from lgrpo.data import read_problems
 from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
-from lgrpo.exam import Benchmark, Exam, Scored
+from lgrpo.exam.exam import Benchmark, Exam, Scored
 from lgrpo.report import write_report
 from lgrpo.screen import Show
 from lgrpo.screen.scores import markdown, scores

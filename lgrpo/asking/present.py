@@ -6,8 +6,8 @@ import json
 import sys
 from dataclasses import dataclass
 
-from lgrpo import vote
-from lgrpo.ask import Answer, Asker, Wish
+from lgrpo.asking import vote
+from lgrpo.asking.ask import Answer, Asker, Wish
 from lgrpo.problems import Problem
 from lgrpo.reading import Unfolding, Word, latent_steps
 from lgrpo.rollout import Part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lgrpo.ask import Answer
+from lgrpo.asking.ask import Answer
 from lgrpo.groups import Grader
 from lgrpo.reading import Word
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from lgrpo.ask import Asker, Wish
+from lgrpo.asking.ask import Asker, Wish
+from lgrpo.asking.present import Looks
 from lgrpo.errors import UserError
-from lgrpo.present import Looks
 
 Obeyed = tuple["Talk", str]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from lgrpo.ask import Answer, Asker, Wish, question
+from lgrpo.asking.ask import Answer, Asker, Wish, question
+from lgrpo.asking.present import Looks, present
+from lgrpo.asking.slash import COMMANDS, Talk, described, helped, obey
 from lgrpo.errors import UserError
-from lgrpo.present import Looks, present
 from lgrpo.screen.prompt import Prompt, history_file
 from lgrpo.screen.terminal import console_on, note, table
-from lgrpo.slash import COMMANDS, Talk, described, helped, obey
 
 
 def talk(load: Callable[[str | None], Asker], wish: Wish, looks: Looks, prompt: Prompt | None = None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from lgrpo import session
-from lgrpo.ask import Answer, Asker, Wish
+from lgrpo.asking.ask import Answer, Asker, Wish
 from lgrpo.data import read_to_ask
 from lgrpo.errors import UserError
 from lgrpo.problems import Problem

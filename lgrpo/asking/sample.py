@@ -3,9 +3,9 @@
 import sys
 from contextlib import suppress
 
-from lgrpo.ask import Asker, Wish, question
+from lgrpo.asking.ask import Asker, Wish, question
+from lgrpo.asking.present import Looks, present
 from lgrpo.errors import UserError
-from lgrpo.present import Looks, present
 
 
 def sample(
@@ -30,12 +30,12 @@ def sample(
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if file is not None:
-        from lgrpo import bulk
+        from lgrpo.asking import bulk
 
         bulk.answer_file(file, lambda report: Asker(model, device, max_response, report), wish, chain)
         return
     if problem is None and sys.stdin.isatty():
-        from lgrpo import chat
+        from lgrpo.asking import chat
 
         chat.talk(lambda name: Asker(name or model, device, max_response, _report), wish, looks)
         return

@@ -1,0 +1,1 @@
+"""`lgrpo eval`: checkpoints answer benchmarks, samples are kept, and scores are compared."""
