@@ -32,7 +32,7 @@ class LatentSettings:
     one_sided: bool = True  # noise in [0, 4.5] rather than [-1.5, 3]
     top_p: float = 0.95  # nucleus the candidates come from
     weighted: bool = False  # the surrogate: components weighted by the mixture instead of their mean
-    shortlist: int = 64  # tokens looked at first; the whole vocabulary where these are not provably enough
+    shortlist: int = 64  # tokens looked at first, at most; the whole vocabulary where these are not provably enough
 
 
 class Step(NamedTuple):
