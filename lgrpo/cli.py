@@ -24,6 +24,9 @@ DATA_HELP = (
 class People(click.Group):
     """What a user can mend is said in one line, the remedy in it, and ends with code 2."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as they are used, not by the alphabet
+
     def invoke(self, ctx: click.Context) -> Any:
         terminate_like_ctrl_c()
         try:
@@ -89,23 +92,17 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.version_option(__version__, prog_name="lgrpo")
 def main() -> None:
-    """Teach a language model to reason in latent space, and reinforce it, on one GPU (or a CPU).
-
-    \b
-    lgrpo init [BASE]            give a model a latent chain of thought (Latent-SFT)
-    lgrpo train [CHECKPOINT]     reinforce it (Latent-GRPO)
-    lgrpo sample "PROBLEM"       ask it, and read the latent chain
-    lgrpo eval [CHECKPOINT]...   score it
-    """
+    """Teach a language model to reason in latent space, and reinforce it, on one GPU (or a CPU)."""
 
 
 @main.command(
+    short_help="Give a model a latent chain of thought (Latent-SFT).",
     epilog="""\b
     Examples:
       lgrpo init                       the embedded model, into runs/tiny-init
       lgrpo init Qwen/Qwen2.5-0.5B-Instruct --data gsm8k-aug
       lgrpo init models/mine --data train.jsonl --out runs/mine --set batch=16
-    """
+    """,
 )
 @click.argument("base", required=False)
 @training
@@ -126,13 +123,14 @@ def init(**options: Any) -> None:
 
 
 @main.command(
+    short_help="Reinforce it (Latent-GRPO).",
     epilog="""\b
     Examples:
       lgrpo train                      the newest run here, or else the embedded model
       lgrpo train runs/Qwen2.5-0.5B-Instruct-init --steps 500
       lgrpo train runs/tiny-init --without one-sided --out runs/ablation
       lgrpo train someone/latent-model --data train.parquet --set max_response=512
-    """
+    """,
 )
 @click.argument("checkpoint", required=False)
 @training
@@ -163,6 +161,7 @@ def train(**options: Any) -> None:
 
 
 @main.command(
+    short_help="Ask it, and read the latent chain.",
     epilog="""\b
     Examples:
       lgrpo sample "Ann has 5 bags with 6 nuts each. How many nuts?"   the newest run here
@@ -170,7 +169,7 @@ def train(**options: Any) -> None:
       echo "..." | lgrpo sample --no-chain
       lgrpo sample --file problems.jsonl > answers.jsonl
       lgrpo sample                                                     ask one after the other
-    """
+    """,
 )
 @click.argument("problem", required=False)
 @click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
@@ -204,6 +203,7 @@ def sample(**options: Any) -> None:
 
 @main.command(
     name="eval",
+    short_help="Score it; several are compared problem by problem.",
     epilog="""\b
     Examples:
       lgrpo eval                               the newest run here, on problems it has not seen

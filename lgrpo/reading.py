@@ -111,7 +111,7 @@ def readable(policy: Policy, rollout: Rollout, tau: float) -> tuple[str, str]:
     steps = []
     for words in latent_steps(policy, rollout, tau):
         shown = [word.text for place, word in enumerate(words) if place == 0 or word.weight >= 0.2]
-        steps.append("+".join(shown))
+        steps.append(" ".join(shown))
     return " | ".join(steps), answer_text(policy, rollout)
 
 
