@@ -50,8 +50,8 @@ def train_time(policy: Policy, settings: TrainSettings, problems: Sequence[Probl
     score = _rollout(speed, settings.held_out, settings.held_out, prompt, response, settings.slots)
     whole = settings.steps * step + scores * score
     how = f"{settings.steps} batches of {duration(step) if step >= 1 else f'{step:.1f} s'} and {scores} scores, "
-    how += "measured" if response < settings.max_response else "measured; every response at its longest"
-    return Setting("time", f"about {duration(whole)}", how)
+    how += "measured" if response < settings.max_response else "measured, every response at its longest"
+    return Setting("time", f"about {duration(whole)}", f"{how}; more where few groups have signal")
 
 
 def init_time(policy: Policy, schedule: Schedule, problems: Sequence[Problem]) -> tuple[str, str, str]:

@@ -83,6 +83,11 @@ def label(name: str) -> str:
     return METRICS[name].label if name in METRICS else name
 
 
+def group(name: str) -> str:
+    """The group a number belongs to; none where it is no metric."""
+    return METRICS[name].group if name in METRICS else ""
+
+
 def shown(name: str, value: Any) -> str:
     """A number of that name for people."""
     return METRICS[name].write(value) if name in METRICS else number(value)

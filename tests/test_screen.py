@@ -180,7 +180,7 @@ def test_panel_never_shrinks_below_its_largest_sample():
 
 def test_a_curve_by_hand():
     # two letters are four columns of four dots; the line falls a row a column, and joins to the row before
-    assert curve([(0, 1.0), (3, 0.0)], 2, 1, 3) == (["⠙⢦"], pytest.approx(-0.05), pytest.approx(1.05))
+    assert curve([(0, 1.0), (3, 0.0)], 2, 1, 3) == (["⠙⢦"], 0.0, pytest.approx(1.05))
     # points of one column become their mean, and values that hardly differ a line in the middle
     assert curve([(0, 0.4), (0, 0.6), (3, 0.5)], 2, 1, 3) == (["⠒⠒"], pytest.approx(0.49), pytest.approx(0.51))
     assert curve([(0, 0.5)], 2, 1, 9)[0] == ["⠂⠀"]  # a single point at the left of what is still to come

@@ -54,4 +54,4 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     least = max(0.02, 0.01 * max(abs(low), abs(high)))
     air = max((least - (high - low)) / 2, 0.05 * (high - low))
-    return low - air, high + air
+    return low - air if low < 0 else max(low - air, 0.0), high + air

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lgrpo.health import Trouble
-from lgrpo.metrics import METRICS, label, shown
+from lgrpo.metrics import group as group_of
+from lgrpo.metrics import label, shown
 from lgrpo.screen.curves import Point, curve
 from lgrpo.screen.pace import Pace
 from lgrpo.text import clean, duration
@@ -151,15 +152,11 @@ def _numbers(numbers: Mapping[str, Any], width: int) -> list[Text]:
     """A line or more for each group of numbers that there is."""
     lines: list[Text] = []
     for group in (*GROUPS, ""):
-        names = [name for name in numbers if _group(name) == group and name not in HIDDEN]
+        names = [name for name in numbers if group_of(name) == group and name not in HIDDEN]
         names = [name for name in names if name not in QUIET or numbers[name]]
         cells = [Text.assemble((f"{clean(label(name))} ", "dim"), _value(name, numbers)) for name in names]
         lines += _wrapped(group, cells, width)
     return lines
-
-
-def _group(name: str) -> str:
-    return METRICS[name].group if name in METRICS else ""
 
 
 def _value(name: str, numbers: Mapping[str, Any]) -> str:

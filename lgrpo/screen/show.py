@@ -19,7 +19,7 @@ from rich.text import Text
 
 from lgrpo.health import Trouble
 from lgrpo.history import History
-from lgrpo.metrics import label, shown
+from lgrpo.metrics import group, label, shown
 from lgrpo.screen.pace import Pace
 from lgrpo.screen.panel import LEFT, View, panel
 from lgrpo.screen.terminal import console_on, line, table
@@ -170,7 +170,8 @@ def _ended(view: View) -> str:
     """The line that stays of a stage."""
     pace = view.pace
     took = f"{pace.title}: {pace.done - pace.first} steps in {duration(pace.took())}"
-    return "  ".join([took, *_words(view.numbers)])
+    lasting = {name: value for name, value in view.numbers.items() if group(name) not in ("time", "device")}
+    return "  ".join([took, *_words(lasting)])
 
 
 def _words(numbers: Mapping[str, Any]) -> list[str]:
