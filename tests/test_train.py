@@ -117,7 +117,7 @@ def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of the second optimiser step, once tensors have moved and before others do."""
-    smooth = run_to(tmp_path / "smooth", 2, dtype=dtype)
+    smooth = run_to(tmp_path / "smooth", 1, dtype=dtype)
     move, calls = Optimizer._move_piece, itertools.count()
     tensors = len(Policy.load(tiny.MODEL).trainable())
 
@@ -127,7 +127,7 @@ def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
         move(self, *args)
 
     monkeypatch.setattr(Optimizer, "_move_piece", limited)
-    disturbed = run_to(tmp_path / "disturbed", 2, dtype=dtype)
+    disturbed = run_to(tmp_path / "disturbed", 1, dtype=dtype)
     assert len(events_of(tmp_path / "disturbed", "out_of_memory")) == 1
     assert events_of(tmp_path / "smooth", "out_of_memory") == []
     ours, theirs = weights(disturbed), weights(smooth)
