@@ -1,9 +1,15 @@
 #   docker build -t lgrpo .
-#   docker run --rm -it --gpus all -v "$PWD/runs:/data/runs" -v "$HOME/.cache/huggingface:/cache/huggingface" lgrpo train
+#   mkdir -p runs ~/.cache/huggingface
+#   docker run --rm -it --gpus all --user "$(id -u):$(id -g)" -v "$PWD/runs:/data/runs" \
+#       -v "$HOME/.cache/huggingface:/cache/huggingface" lgrpo train
 #
-# Leave out --gpus for a CPU; add --user "$(id -u):$(id -g)" to own the files in runs/, -e HF_HUB_OFFLINE=1 for no network.
-# A smaller image without CUDA: --build-arg PIP_OPTIONS="--index-url INDEX", INDEX being PyTorch's for CPU wheels.
+# Leave out --gpus for a CPU; add -e HF_HUB_OFFLINE=1, or --network none, for no network. docs/container.md says more.
+# A smaller image without CUDA: --build-arg PIP_OPTIONS="--extra-index-url INDEX", INDEX being PyTorch's for CPU wheels.
 FROM python:3.12-slim
+
+LABEL org.opencontainers.image.title="lgrpo" \
+      org.opencontainers.image.description="Latent reasoning for causal language models, learnt on one GPU" \
+      org.opencontainers.image.licenses="MIT"
 
 # Wheels only: a package without one is an error here, not a compiler's business. PyPI's torch brings CUDA with it.
 ENV PIP_ONLY_BINARY=:all: \
@@ -13,12 +19,13 @@ ENV PIP_ONLY_BINARY=:all: \
     PYTHONUNBUFFERED=1
 
 # Dependencies first, in a layer that code does not touch: it is rebuilt when pyproject.toml changes, and only then.
+# All extras are in it but the tests': what --help offers works.
 WORKDIR /src
 COPY pyproject.toml ./
 ARG PIP_OPTIONS=
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb')); \
-print(*project['project']['dependencies'], *project['project']['optional-dependencies']['parquet'], \
-*project['build-system']['requires'], sep='\n')" > /tmp/requirements.txt \
+RUN python -c "import tomllib; file = tomllib.load(open('pyproject.toml', 'rb')); project = file['project']; \
+extras = [one for name, extra in project['optional-dependencies'].items() if name != 'test' for one in extra]; \
+print(*project['dependencies'], *extras, *file['build-system']['requires'], sep='\n')" > /tmp/requirements.txt \
  && pip install $PIP_OPTIONS -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt
 
