@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from lgrpo.history import RECENT, History
+from lgrpo.history import KEPT, RECENT, History
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _gradient(history: History) -> Iterator[Trouble]:
     if sum(history.last("skipped")) > 0:
         what = f"gradients were not finite in the last {RECENT} steps; those optimiser steps were left out"
         yield Trouble("skipped", what, "a lower --lr; if it goes on, go back to the best checkpoint")
-    norms = [step["grad_norm"] for step in history.steps if step.get("grad_norm") is not None]
+    norms = [step["grad_norm"] for step in history.steps[-KEPT:] if step.get("grad_norm") is not None]
     if len(norms) > 10 and norms[-1] > 20 * (usual := median(norms[:-1])) > 0:
         what = f"the gradient is {norms[-1]:.3g}, usually {usual:.3g}"
         yield Trouble("grad_norm", what, "it is clipped; if it goes on, a lower --lr")

@@ -11,6 +11,7 @@ from typing import Any
 from lgrpo.runs.durable import from_json
 
 RECENT = 3  # steps that are looked at together: one odd batch is no trouble
+KEPT = 200  # newest steps that a run which goes on remembers, beside its first ones
 
 
 @dataclass
@@ -31,6 +32,12 @@ class History:
             if event.get("event") == "held_out":
                 newest[event.get("step")] = event
         return cls(steps, [newest[step] for step in sorted(newest)])
+
+    def add(self, step: Mapping[str, Any]) -> None:
+        """Another step; of a long run the middle is forgotten, so that it takes no more memory than a short one."""
+        self.steps.append(step)
+        if len(self.steps) > 2 * KEPT:
+            del self.steps[RECENT:-KEPT]
 
     def until(self, step: int) -> History:
         """The part of it up to a step, where a run goes on."""

@@ -46,7 +46,7 @@ class Watch:
         """`step` of the stage is behind. `facts` go to the file alone."""
         if self.run is not None:
             self.run.log(self._offset + step, **facts, **numbers)
-        self.history.steps.append({"step": step, **numbers})
+        self.history.add({"step": step, **numbers})
         self.show.step(step, numbers)
         self._look()
 

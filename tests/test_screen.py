@@ -168,6 +168,23 @@ def test_curves_go_on_from_the_history_of_a_run():
     assert "reward 0.750" in ESCAPE.sub("", file.getvalue())
 
 
+def test_a_long_run_takes_no_more_memory_than_a_short_one():
+    history = History()
+    with Show(Terminal(), width=80, height=24) as show:
+        show.stage("train", 20_000)
+        for step in range(1, 9_001):
+            show._remember(step, {"reward": float(step)})
+            history.add({"step": step, "grad_norm": 1.0})
+    points = show._view.points["reward"]
+    assert len(points) < 4_000
+    assert points[-1] == (9_000, 9_000.0)
+    assert all(x == y for x, y in points)  # means of steps with means of their values
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert len(history.steps) <= 400
+    assert [step["step"] for step in history.steps[:4]] == [1, 2, 3, history.steps[3]["step"]]
+    assert [step["step"] for step in history.steps[-200:]] == list(range(8_801, 9_001))
+
+
 def test_panel_never_shrinks_below_its_largest_sample():
     with Show(Terminal(), width=80, height=30) as show:
         show.stage("walk", 9)

@@ -26,6 +26,7 @@ from lgrpo.screen.terminal import console_on, line, table
 from lgrpo.text import clean, duration, setting
 
 _SAMPLE_EVERY = 60.0  # seconds between two plain samples
+_POINTS = 2000  # of a curve
 _SAMPLE_LETTERS = 300  # of each line of a plain sample
 
 
@@ -151,7 +152,12 @@ class Show:
         view.numbers |= {name: value for name, value in numbers.items() if name != "step"}
         for name in LEFT:
             if isinstance(value := numbers.get(name), float) and abs(value) < float("inf"):
-                view.points.setdefault(name, []).append((step, value))
+                points = view.points.setdefault(name, [])
+                points.append((step, value))
+                if len(points) == 2 * _POINTS:  # far more than a terminal has columns: neighbours become their mean
+                    body = points[:-2]
+                    pairs = zip(body[::2], body[1::2], strict=True)
+                    points[:-2] = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in pairs]
 
     def _score(self, score: Mapping[str, Any]) -> None:
         view = self._staged()
