@@ -234,7 +234,7 @@ def test_the_worst_case_is_tried_first_and_changes_no_bit_of_the_run(
         show = Recorder()
         with start(tmp_path / kind) as run:
             made = go(run, show, base(dtype=dtype))
-        metrics = (tmp_path / kind / "metrics.jsonl").read_text()
+        metrics = [computed(one) for one in History.read(tmp_path / kind).steps]
         results[kind] = weights(made), metrics, torch.get_rng_state()
         assert events_of(tmp_path / kind, "trial") == [{"slots": 256, "micro_tokens": 64, "peak": None}]
         assert events_of(tmp_path / kind, "out_of_memory") == []
@@ -329,7 +329,7 @@ def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
     assert all("optimizer_piece" in event for event in events_of(tmp_path / "disturbed", "out_of_memory"))
     ours, theirs = weights(disturbed), weights(smooth)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    metrics = [(tmp_path / kind / "metrics.jsonl").read_text() for kind in ("smooth", "disturbed")]
+    metrics = [[computed(one) for one in History.read(tmp_path / k).steps] for k in ("smooth", "disturbed")]
     assert metrics[0] == metrics[1]
 
 
