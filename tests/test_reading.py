@@ -129,4 +129,4 @@ def test_readable_shows_words_of_a_fifth_of_the_weight(bytewise: Policy) -> None
     scores = torch.tensor([[0.7, 0.25, 0.05], [0.9, 0.05, 0.05], [1, 1, 1], [1, 1, 1]]).log()
     indices = torch.tensor([[a, b, c], [b, a, c], [0, 0, 0], [0, 0, 0]])
     made = Rollout((), tokens, indices, scores, torch.zeros(4), valid=True)
-    assert readable(bytewise, made, 1.0) == ("a+b | b", "a")
+    assert readable(bytewise, made, 1.0) == ("a b | b", "a")
