@@ -89,3 +89,14 @@ def reporter(run: Run | None, show: Show) -> Report:
         show.warn(f"out of memory; done again with {name} {value}, and the result is the same")
 
     return smaller
+
+
+def fewer_rollouts(run: Run | None, show: Show) -> Callable[[str], None]:
+    """What an engine's report does in a run: an event, and a word to whoever is watching."""
+
+    def fewer(line: str) -> None:
+        if run is not None:
+            run.event("rollouts", note=line)
+        show.warn(line)
+
+    return fewer

@@ -16,7 +16,7 @@ from lgrpo.interrupt import Stopped, terminate_like_ctrl_c
 from lgrpo.text import clean
 
 DATA_HELP = (
-    "JSON lines, JSON or Parquet file, or a hub name; `arithmetic` is the built-in generator.  "
+    "JSON lines, JSON, CSV, Parquet or GSM8K-Aug text file, or a hub name; `arithmetic` is the built-in generator.  "
     "[default: what the checkpoint was trained on; arithmetic for tiny]"
 )
 
@@ -246,7 +246,10 @@ def sample(**options: Any) -> None:
 )
 @click.option("--markdown", is_flag=True, help="The table as Markdown on stdout.  [default: columns]")
 @click.option(
-    "--report", is_flag=True, help="Write report.html of each run anew, these scores in it.  [default: leave it]"
+    "--report",
+    is_flag=True,
+    help="Write report.html of each run anew: alone, from what is there; with --data and the like, after scoring.  "
+    "[default: leave it]",
 )
 @shared
 def evaluate(**options: Any) -> None:

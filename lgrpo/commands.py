@@ -195,8 +195,8 @@ def _train(asked: TrainOptions) -> Path:
         if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
             show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
         learn(policy, train_set, held_out, settings, grader, run, show, initial)
-        if grader.failures:
-            show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
+        if trouble := grader.trouble():
+            show.warn(trouble)
         again = "" if run.finished else f"stopped; `lgrpo train {out}` goes on from here. "
         show.say(f"{again}best checkpoint {run.best()}, report {out / PAGE}; `lgrpo eval {out}` scores it")
         if not run.finished:

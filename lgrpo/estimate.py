@@ -30,6 +30,9 @@ SOME = 64  # problems whose lengths stand for all
 RESPONSE = 256  # positions of them at most: longer ones take too long to wait for, and count as the longest
 
 
+UNKNOWN = Setting("time", "unknown", "no memory to time a moment's work with")
+
+
 @dataclass(frozen=True)
 class Speed:
     """What was timed, in seconds."""
@@ -42,6 +45,21 @@ class Speed:
 
 def train_time(policy: Policy, settings: TrainSettings, problems: Sequence[Problem]) -> Setting:
     """The line of the plan for `train`."""
+    try:
+        return _train_time(policy, settings, problems)
+    except torch.OutOfMemoryError:  # the worst case, tried soon, finds out what fits
+        return UNKNOWN
+
+
+def init_time(policy: Policy, schedule: Schedule, problems: Sequence[Problem]) -> Setting:
+    """The line of the plan for `init`: the passes of all its parts."""
+    try:
+        return _init_time(policy, schedule, problems)
+    except torch.OutOfMemoryError:
+        return UNKNOWN
+
+
+def _train_time(policy: Policy, settings: TrainSettings, problems: Sequence[Problem]) -> Setting:
     in_flight = min(settings.slots, settings.batch * settings.group)
     speed, response = _measure(policy, settings, problems, in_flight)
     prompt = _prompt(policy, problems, latent=not settings.explicit)
@@ -54,13 +72,12 @@ def train_time(policy: Policy, settings: TrainSettings, problems: Sequence[Probl
     return Setting("time", f"about {duration(whole)}", f"{how}; more where few groups have signal")
 
 
-def init_time(policy: Policy, schedule: Schedule, problems: Sequence[Problem]) -> tuple[str, str, str]:
-    """The line of the plan for `init`: the passes of all its parts."""
-    position = _position(policy, schedule.checkpointing)
+def _init_time(policy: Policy, schedule: Schedule, problems: Sequence[Problem]) -> Setting:
+    position = _position(policy, schedule.checkpointing, schedule.micro_tokens)
     limits = schedule.max_prompt, schedule.max_chain, schedule.max_response
     some = encode(policy, problems[:SOME], schedule.ratio, *limits).examples
     if not some:
-        return ("time", "unknown", f"none of the first {SOME} problems can be learnt from")
+        return Setting("time", "unknown", f"none of the first {SOME} problems can be learnt from")
     prompt, chain, answer = (
         fmean(map(len, part)) for part in zip(*((e.prompt, e.chain, e.response) for e in some), strict=True)
     )
@@ -77,7 +94,9 @@ def init_time(policy: Policy, schedule: Schedule, problems: Sequence[Problem]) -
     work = sum(getattr(schedule, name) * positions for name, positions in passes.items()) * schedule.batch
     labelled = min(len(problems), schedule.walk_steps * schedule.batch)
     work += forward * compress * labelled
-    return ("time", f"about {duration(work * position)}", f"{schedule.steps} steps and {labelled} labels, measured")
+    return Setting(
+        "time", f"about {duration(work * position)}", f"{schedule.steps} steps and {labelled} labels, measured"
+    )
 
 
 def _step(speed: Speed, settings: TrainSettings, prompt: float, response: float, in_flight: int) -> float:
@@ -101,7 +120,7 @@ def _measure(policy: Policy, settings: TrainSettings, problems: Sequence[Problem
     hidden = policy.model.config.get_text_config().hidden_size
     table = len(chunks.embedding_table(policy))
     rest = max(1, sum(parameter.numel() for parameter in policy.trainable()))
-    position = _position(policy, settings.checkpointing)
+    position = _position(policy, settings.checkpointing, settings.micro_tokens)
     rollouts, seconds = _probe(policy, settings, problems)
     longest = max(rollout.length for rollout in rollouts)
     cut = sum(not rollout.valid for rollout in rollouts)
@@ -128,13 +147,13 @@ def _probe(policy: Policy, settings: TrainSettings, problems: Sequence[Problem])
     return rollouts, took
 
 
-def _position(policy: Policy, checkpointing: bool) -> float:
-    """Seconds that a position takes forward and backward, in as much work as is worth timing."""
-    rows = 1
+def _position(policy: Policy, checkpointing: bool, micro_tokens: int) -> float:
+    """Seconds that a position takes forward and backward, in as much work as is worth timing and fits a micro-batch."""
+    rows, most = 1, min(MOST, micro_tokens // LENGTH)
     with checkpointed(checkpointing, policy.model):
         while True:
             took = _pass(policy, rows, LENGTH)
-            if took >= ENOUGH or rows >= MOST:
+            if took >= ENOUGH or 2 * rows > most:
                 return min(took, _pass(policy, rows, LENGTH)) / (rows * LENGTH)
             rows *= 2
 

@@ -142,7 +142,9 @@ def _verifier(history: History) -> Iterator[Trouble]:
     unchecked = history.mean("unchecked")
     if unchecked is not None and unchecked > 0.01:
         what = f"{unchecked:.1%} of the answers could not be checked and count as wrong"
-        yield Trouble("unchecked", what, "see the reasons in events.jsonl; are the reference answers well-formed?")
+        yield Trouble(
+            "unchecked", what, "are the reference answers well-formed? The reasons are counted when the run ends"
+        )
 
 
 def _held_out(history: History) -> Iterator[Trouble]:

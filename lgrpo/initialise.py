@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import evaluate
-from lgrpo.budget import Budget, reporter
+from lgrpo.budget import Budget, fewer_rollouts, reporter
 from lgrpo.engine import Engine
 from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
@@ -29,6 +29,7 @@ from lgrpo.latent_sft.labels import Labels, write_labels
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.latent_sft.walk import walk_part
 from lgrpo.memory.latent_sft_trial import trial
+from lgrpo.memory.trial import announce
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
@@ -37,7 +38,7 @@ from lgrpo.runs.durable import remove_folder
 from lgrpo.screen import Show
 from lgrpo.stages import PROGRESS, Stages
 from lgrpo.superposition import LatentSettings
-from lgrpo.watch import Watch
+from lgrpo.watch import REPORT_EVERY, Watch
 
 LABELS, CHAINS = "labels", "labels.safetensors"  # checkpoint that is there until the run is finished, and its file
 
@@ -63,8 +64,11 @@ def initialise(
         stages = Stages({"decoder": policy.model}, len(examples), schedule, watch, stop)
         labels = _load_labels(run)
         budget = Budget(schedule.micro_tokens, reporter(run, show))
-        engine = _engine(policy, schedule, run, show)
-        _try_worst_case(policy, engine, schedule, budget, stages.saved_steps(), run, show)
+        how = LatentSettings(schedule.k), TextSettings(), schedule.max_response, schedule.slots
+        engine = Engine(policy, *how, fewer_rollouts(run, show))  # answers the held-out problems
+        if (done := stages.saved_steps()) < schedule.steps:
+            tried = trial(policy, engine, schedule, budget, done, full=policy.device.type == "cuda")
+            announce(tried, schedule.slots, run, show)
         if labels is None:
             encoder = Encoder(policy, schedule.ratio, schedule.k, schedule.output_scale)
             stages.modules["encoder"] = encoder
@@ -82,6 +86,7 @@ def initialise(
         def score_and_save(step: int) -> None:
             best.look(step)
             stages.save(step)
+            watch.report(every=REPORT_EVERY)
 
         stages.fit(walk_part(policy, examples, labels, schedule, budget), schedule.eval_every, score_and_save)
     chosen = best.finish()
@@ -122,33 +127,6 @@ def _nothing_fits(encoded: Encoded, schedule: Schedule) -> UserError:
         f"no problem fits {schedule.max_prompt} positions of prompt, {schedule.max_chain} of chain and "
         f"{schedule.max_response} of response; choose another --recipe"
     )
-
-
-def _engine(policy: Policy, schedule: Schedule, run: Run | None, show: Show) -> Engine:
-    """What answers the held-out problems."""
-
-    def fewer_rows(line: str) -> None:
-        if run is not None:
-            run.event("rollouts", note=line)
-        show.warn(line)
-
-    settings = LatentSettings(schedule.k), TextSettings()
-    return Engine(policy, *settings, schedule.max_response, schedule.slots, fewer_rows)
-
-
-def _try_worst_case(
-    policy: Policy, engine: Engine, schedule: Schedule, budget: Budget, done: int, run: Run | None, show: Show
-) -> None:
-    """Longest rows of each part that is left, once, before anything long; what did not fit is halved from here on."""
-    if done == schedule.steps:
-        return
-    tried = trial(policy, engine, schedule, budget, done, full=policy.device.type == "cuda")
-    if run is not None:
-        run.event("trial", **tried._asdict())
-    if tried.slots < schedule.slots:
-        show.warn(f"{schedule.slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
-    if tried.peak is not None:
-        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
 def _label(

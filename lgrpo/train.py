@@ -19,13 +19,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
-from lgrpo.budget import reporter
+from lgrpo.budget import fewer_rollouts, reporter
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
 from lgrpo.learner import Learner
 from lgrpo.memory.device import now_on
-from lgrpo.memory.trial import trial
+from lgrpo.memory.trial import announce, trial
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
@@ -33,7 +33,7 @@ from lgrpo.reading import readable
 from lgrpo.runs import Run
 from lgrpo.screen import Show
 from lgrpo.verify import boxed
-from lgrpo.watch import Watch
+from lgrpo.watch import REPORT_EVERY, Watch
 
 STATE, TENSORS = "train_state.json", "train_state.safetensors"
 
@@ -63,21 +63,15 @@ def train(
     """
     mode = "explicit" if settings.explicit else "latent"
     policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout)
-
-    def fewer_rows(line: str) -> None:
-        run.event("rollouts", note=line)
-        show.warn(line)
-
-    engine = Engine(
-        policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, fewer_rows
-    )
+    how = settings.latent_settings, settings.text_settings, settings.max_response, settings.slots
+    engine = Engine(policy, *how, fewer_rollouts(run, show))
     sampler = Sampler(policy, engine, problems, grader, settings, show.phase)
     watch = Watch(run, show)
     learner = Learner(policy, settings, initial, reporter(run, show))
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)
-    _try_worst_case(policy, engine, learner, settings, run, show)
+    announce(trial(policy, engine, learner, settings), settings.slots, run, show)
     watch.stage("train", settings.steps, progress.step)
     with StopRequest(show.say) as stop:
         if progress.step == 0 and run.latest() is None:
@@ -105,18 +99,6 @@ def train(
     best = run.best()
     assert best is not None
     return best
-
-
-def _try_worst_case(
-    policy: Policy, engine: Engine, learner: Learner, settings: TrainSettings, run: Run, show: Show
-) -> None:
-    """Longest prompts and responses, once, before anything long; what did not fit is halved from here on."""
-    tried = trial(policy, engine, learner, settings)
-    run.event("trial", **tried._asdict())
-    if tried.slots < settings.slots:
-        show.warn(f"{settings.slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
-    if tried.peak is not None:
-        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
 def _seen(drawn: Drawn, settings: TrainSettings) -> dict[str, float]:
@@ -181,6 +163,7 @@ def _score_and_save(
     score = evaluate.summarise(answered)
     watch.score(progress.step, score, policy, answered, held_out, settings.tau)
     _save(policy, learner, progress, run, score.pass_at_1)
+    watch.report(every=REPORT_EVERY)
 
 
 def _save(policy: Policy, learner: Learner, progress: Progress, run: Run, score: float | None) -> None:

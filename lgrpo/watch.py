@@ -60,20 +60,21 @@ class Watch:
         self.history.scores.append(facts)
         self.show.score(facts)
         self._look()
-        if time.monotonic() > self._reported + REPORT_EVERY:
-            self.report()
 
-    def report(self) -> None:
-        """The run's report as of now; a run goes on without one."""
-        if self.run is None:
+    def report(self, every: float = 0.0) -> None:
+        """The run's report as of now, where the last one is `every` seconds old; a run goes on without one.
+
+        Save before: whatever goes wrong in drawing must not cost a checkpoint.
+        """
+        if self.run is None or time.monotonic() < self._reported + every:
             return
         from lgrpo.report import write_report  # matplotlib: slow to import, and not needed before the first score
 
         self.show.phase("writing the report")
         try:
             write_report(self.run.folder)
-        except OSError as error:
-            self.show.warn(f"the report could not be written: {error.strerror}")
+        except Exception as error:  # disk, settings of the drawing library, a damaged file: none is worth a run
+            self.show.warn(f"the report could not be written ({type(error).__name__}: {error}); the run goes on")
         self.show.phase("")
         self._reported = time.monotonic()
 

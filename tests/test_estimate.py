@@ -43,7 +43,7 @@ def test_a_step_by_hand() -> None:
 
 
 def test_init_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "_position", lambda policy, checkpointing: 0.001)
+    monkeypatch.setattr(estimate, "_position", lambda policy, checkpointing, micro_tokens: 0.001)
     made = policy()
     steps = {"warm_up_steps": 2, "encoder_steps": 0, "decoder_steps": 3, "joint_steps": 0, "walk_steps": 5}
     chosen, _ = schedule("tiny", max_prompt=96, max_response=24, device="cpu", batch=4, k=3, **steps)
@@ -81,3 +81,22 @@ def test_responses_that_do_not_end_count_as_the_longest(monkeypatch: pytest.Monk
     assert min(speed.position, speed.step) > 0
     assert speed.rows >= 1
     assert "every response at its longest" in train_time(made, settings(), PROBLEMS).reason
+
+
+def test_without_memory_to_measure_with_the_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, hidden, most = policy(), Policy.hidden, [0]
+
+    def limited(self: Policy, embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        most[0] = max(most[0], embeds.shape[0] * embeds.shape[1])
+        if embeds.shape[0] > 2:
+            raise torch.OutOfMemoryError("injected")
+        return hidden(self, embeds, *rest)
+
+    monkeypatch.setattr(Policy, "hidden", limited)
+    assert train_time(made, settings(), PROBLEMS).value == "unknown"
+    most[0] = 0
+    estimate._position(made, False, micro_tokens=256)  # no more than a micro-batch is asked for
+    assert most[0] <= 256
+    monkeypatch.setattr(estimate, "_pass", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("injected")))
+    chosen, _ = schedule("tiny", max_prompt=96, max_response=24, device="cpu", batch=4, k=3)
+    assert init_time(made, chosen, PROBLEMS).value == "unknown"

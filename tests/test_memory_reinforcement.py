@@ -10,7 +10,7 @@ import transformers
 
 from lgrpo import session
 from lgrpo.errors import UserError
-from lgrpo.memory import reinforcement as memory
+from lgrpo.memory import device
 from lgrpo.memory.reinforcement import Shape, Use, fit, plan_rows, room_on, shape_of, use
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Card, Policy
@@ -192,13 +192,13 @@ def test_what_a_layer_keeps_is_measured() -> None:
 
 
 def test_free_memory_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    real = memory.Path
+    real = device.Path
 
     def other(path: str) -> Any:
         assert path == "/proc/meminfo"
         return real(tmp_path / "meminfo")
 
-    monkeypatch.setattr(memory, "Path", other)
+    monkeypatch.setattr(device, "Path", other)
     assert room_on(torch.device("cpu"), 1) is None
     (tmp_path / "meminfo").write_text("MemTotal:       2000 kB\nMemAvailable:    1000 kB\n")
     assert room_on(torch.device("cpu"), 1) == 1000 * 1024 + 1

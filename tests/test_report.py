@@ -1,17 +1,26 @@
 """A report of a run, from its folder alone: whole, self-contained, and deaf to what models and data say."""
 
+import io
 import json
 import re
+import shutil
 import struct
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from lgrpo import session
+from lgrpo.cli import main
 from lgrpo.errors import UserError
 from lgrpo.history import History
 from lgrpo.report import CURVES, PAGE, pictures, write_report
+from lgrpo.runs import Run
+from lgrpo.screen import Show
+from lgrpo.watch import Watch
 
 EVIL = "<script>alert(1)</script> \x1b[2J <img src=x onerror=alert(1)> &amp; \u202e"
 
@@ -182,3 +191,48 @@ def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path)
 def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     assert write_report(folder) == folder / PAGE
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_eval_writes_a_report_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(tmp_path / "base-grpo")
+    monkeypatch.setattr(session, "pick_device", lambda asked: pytest.fail("nothing is to be scored"))
+    done = CliRunner().invoke(main, ["eval", str(folder), "--report"])
+    assert (done.exit_code, done.stdout) == (0, f"report: {folder / PAGE}\n")
+    assert (folder / PAGE).exists()
+    refused = CliRunner().invoke(main, ["eval", str(tmp_path), "--report"])
+    assert refused.exit_code == 2
+    assert "only runs have a report" in refused.stderr
+
+
+def test_whatever_goes_wrong_in_drawing_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(history: History) -> bytes:
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(pictures, "png", broken)
+    out = io.StringIO()
+    with Run.start(tmp_path / "mine", "train", []) as mine, Show(out) as show:
+        mine.event("held_out", **{name: value for name, value in scored(0, [0, 1]).items() if name != "event"})
+        Watch(mine, show).report()
+    assert "the report could not be written (ValueError: no such backend); the run goes on" in out.getvalue()
+
+
+@pytest.mark.slow
+def test_a_report_opens_in_a_browser(tmp_path: Path) -> None:
+    """Chromium lays it out without a network: whole, and with nothing run."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium")
+    page = write_report(run(tmp_path / "base-grpo"))
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command = [browser, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [*command, f"--screenshot={shot}", "--window-size=1000,3000", page.as_uri()], check=True, timeout=120
+    )
+    assert shot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    dump = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    opened = Page(dump.stdout)
+    assert "script" not in opened.tags
+    assert opened.tags.count("svg") == 1
+    assert "20 problems won, 0 lost" in opened.text

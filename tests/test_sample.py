@@ -243,7 +243,7 @@ def test_exploring_a_chain_that_is_written_is_said_to_do_nothing() -> None:
 def test_a_terminal_without_the_signs_gets_codes(model: str) -> None:
     """An answer in another alphabet ends neither in a traceback nor in silence."""
     code = (
-        "import sys; from lgrpo import present; from lgrpo.cli import main\n"
+        "import sys; from lgrpo.asking import present; from lgrpo.cli import main\n"
         "real = present._Telling.end\n"
         "def end(self, answer): self._write('5 €'); real(self, answer)\n"
         "present._Telling.end = end\n"

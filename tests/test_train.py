@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lgrpo import arithmetic, evaluate, tiny
 from lgrpo.engine.slots import Slots
 from lgrpo.groups import Group, Sampler
+from lgrpo.metrics import group
 from lgrpo.optimizer import Optimizer
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
@@ -100,9 +101,9 @@ def test_running_out_of_memory_is_told_and_the_run_goes_on(
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the times."""
+    """metrics.jsonl without what the machine has a say in: times, and memory."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith("_s")} for line in lines]
+    return [{name: value for name, value in line.items() if group(name) not in ("time", "device")} for line in lines]
 
 
 def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:

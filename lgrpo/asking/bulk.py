@@ -49,8 +49,8 @@ def answer_file(source: str, load: Callable[[Callable[[str], None]], Asker], wis
             problems = [problem for _, problem in part]
             asker.meet(problems)
             teller.answer(problems)
-        if grader.failures:
-            show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
+        if trouble := grader.trouble():
+            show.warn(trouble)
 
 
 class _Teller:

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,22 @@ def evaluate(asked: EvalOptions) -> None:
 
     The later ones are compared to the first. Samples are kept (samples.py): stopped, the same command goes on.
     """
+    names = asked.checkpoints or [str(session.newest())]
+    if replace(asked, checkpoints=()) == EvalOptions(report=True):  # nothing else is asked
+        _report(names, print)
+        return
     if asked.as_json and asked.markdown:
         raise UserError("--json and --markdown are two forms of the same answer; choose one")
     where = session.pick_device(asked.device)
-    names = asked.checkpoints or [str(session.newest())]
     for name in names:
         session.find(name)  # all names first: a wrong one must not cost the minutes of those before it
     benchmarks = _named_apart([_read(source, asked.limit) for source in dict.fromkeys(asked.data)])
     with Verifier() as grader, Show() as show:
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
-        if grader.failures:
-            show.warn(f"the verifier failed on {grader.failures} answers: {dict(grader.reasons)}")
+        if trouble := grader.trouble():
+            show.warn(trouble)
         if asked.report:
-            _report(names, show)
+            _report(names, show.say)
     for _, later in scored[1:]:
         _compare(scored[0], later)
     results = [{"checkpoint": name, "results": [one.entry for one in ones]} for name, ones in scored]
@@ -70,13 +73,16 @@ def evaluate(asked: EvalOptions) -> None:
         scores(results, sys.stdout)
 
 
-def _report(names: Sequence[str], show: Show) -> None:
-    """The reports of the runs among the checkpoints, these scores in them."""
+def _report(names: Sequence[str], say: Callable[[str], None]) -> None:
+    """The reports of the runs among the checkpoints, the scores that were kept in them. UserError where none is one."""
     runs = [Path(name) for name in dict.fromkeys(names) if (Path(name) / "run.json").is_file()]
     if not runs:
-        show.warn("--report: none of the checkpoints is a run of ours, and only runs have a report")
+        raise UserError("--report: only runs have a report, and none of these is one; name a folder of runs/")
     for run in runs:
-        show.say(f"report: {write_report(run)}")
+        try:
+            say(f"report: {write_report(run)}")
+        except OSError as error:
+            raise UserError(f"the report of {run} cannot be written: {error.strerror}") from error
 
 
 def _read(source: str, limit: int | None) -> Benchmark:

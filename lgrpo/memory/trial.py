@@ -17,7 +17,9 @@ from lgrpo.learner import Learner
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.rollout import LATENT, Request, Rollout
+from lgrpo.runs import Run
 from lgrpo.scoring import COLUMNS
+from lgrpo.screen import Show
 
 
 class Trial(NamedTuple):
@@ -42,6 +44,16 @@ def trial(policy: Policy, engine: Engine, learner: Learner, settings: TrainSetti
     peak = torch.cuda.max_memory_reserved(policy.device) if cuda else None  # graphs hold what no tensor does
     torch.cuda.empty_cache()
     return Trial(engine.slots, learner.budget.positions, peak)
+
+
+def announce(tried: Trial, slots: int, run: Run | None, show: Show) -> None:
+    """What the trial came to, kept and said; `slots` is what the plan had."""
+    if run is not None:
+        run.event("trial", **tried._asdict())
+    if tried.slots < slots:
+        show.warn(f"{slots} rollouts at a time do not fit; slots is {tried.slots} from here on")
+    if tried.peak is not None:
+        show.say(f"worst case tried: {tried.peak / 1e9:.1f} GB at the peak")
 
 
 def fit_slots(policy: Policy, engine: Engine, settings: TrainSettings) -> None:

@@ -54,12 +54,19 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically and on disk when this returns. Raises OSError."""
-    write_bytes(path, (to_json(value, indent=2) + "\n").encode())
+    _replace(path, path.with_name(f".{path.name}.new"), (to_json(value, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, atomically and on disk when this returns. Raises OSError."""
-    beside = path.with_name(f".{path.name}.new")
+    """The same for any content, and for several processes at once: the last one's stays. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        _replace(path, beside, content)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _replace(path: Path, beside: Path, content: bytes) -> None:
     beside.write_bytes(content)
     sync(beside)
     os.replace(beside, path)

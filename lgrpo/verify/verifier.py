@@ -47,6 +47,11 @@ class Verifier:
         """How many answers could not be checked since the beginning. A response without a box is not among them."""
         return self.reasons.total()
 
+    def trouble(self) -> str | None:
+        """What could not be checked so far, in a line; None where all could."""
+        why = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
+        return f"{self.failures} answers could not be checked, and count as wrong ({why})" if why else None
+
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         """1.0 or 0.0 for each response, by the last complete box in it. A reference may stand in a box or in `$`."""
         known: dict[tuple[str, str], tuple[float, str | None]] = {}
