@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from lgrpo.report import pictures
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -19,3 +21,11 @@ def _seeded() -> None:
     if torch is not None:
         torch.set_num_threads(1)
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run ends with a report, whose curves take seconds to draw: only tests marked `draws` look at them."""
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr(pictures, "svg", lambda history: "<svg></svg>")
+        monkeypatch.setattr(pictures, "png", lambda history: b"")

@@ -131,13 +131,7 @@ def test_samples_plan_and_record_are_there(page: Page) -> None:
     assert "Usually helps: this." in text
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take seconds to draw; where nobody looks at them they are left out."""
-    monkeypatch.setattr(pictures, "svg", lambda history: "<svg></svg>")
-    monkeypatch.setattr(pictures, "png", lambda history: b"")
-
-
+@pytest.mark.draws
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     write_report(folder)
@@ -149,7 +143,6 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
     assert pictures.svg(History.read(folder)) == pictures.svg(History.read(folder))
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "events.jsonl", "both"])
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, missing: str) -> None:
     folder = run(tmp_path / "young", finished=None)
@@ -173,7 +166,6 @@ def evaluated(rate: float, time: str, runs: int = 5) -> str:
     return json.dumps({"checkpoint": "runs/base-grpo", "time": time, "results": [{**entry, **lengths}]})
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     (folder / "eval").mkdir()
@@ -187,13 +179,11 @@ def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path)
     assert "1 run a problem" not in text  # from before this run: of one that was replaced
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
     assert write_report(folder) == folder / PAGE
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_eval_writes_a_report_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(tmp_path / "base-grpo")
     monkeypatch.setattr(session, "pick_device", lambda asked: pytest.fail("nothing is to be scored"))
@@ -217,6 +207,7 @@ def test_whatever_goes_wrong_in_drawing_costs_no_run(tmp_path: Path, monkeypatch
     assert "the report could not be written (ValueError: no such backend); the run goes on" in out.getvalue()
 
 
+@pytest.mark.draws
 @pytest.mark.slow
 def test_a_report_opens_in_a_browser(tmp_path: Path) -> None:
     """Chromium lays it out without a network: whole, and with nothing run."""
