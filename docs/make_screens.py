@@ -129,9 +129,9 @@ def _sample(show: Show, score: Mapping[str, Any]) -> None:
         return
     one = samples[score["step"] // 10 % len(samples)]
     steps = [
-        "+".join(word for at, (word, weight) in enumerate(step) if at == 0 or weight >= TOLD) for step in one["chain"]
+        " ".join(word for at, (word, weight) in enumerate(step) if at == 0 or weight >= TOLD) for step in one["chain"]
     ]
-    show.sample(one["problem"], " | ".join(steps), one["answer"], one["right"])
+    show.sample(one["problem"], " | ".join(steps), one["answer"], one["right"], one["reference"])
 
 
 # -- chain.svg
