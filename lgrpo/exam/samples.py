@@ -23,7 +23,7 @@ from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.durable import from_json, lock, to_json
 
-FORMAT = 1  # raise it when what is drawn, graded or written changes: older files are then left alone
+FORMAT = 2  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 _STATE = ("train_state", "saved.json")  # beside a model of ours, and no part of it

@@ -3,16 +3,21 @@ r"""What an answer says: the box it stands in, and the number, choice or text it
 Plain readings only, each a few microseconds; whatever they cannot settle is left to computer algebra (`verifier.py`).
 What counts as the same number is decided here:
 
-- `1,234`, `1234`, `1234.0`, `$1,234`, `1{,}234` and `1\,234` are one number; so are `0.50`, `.5`, `1/2` and `\frac12`.
+- `1,234`, `1234`, `1234.0`, `$1,234`, `1{,}234` and `1\,234` are one number; so are `0.50`, `.5`, `1/2` and `\frac12`,
+  `3.25`, `3 1/4` and `3\frac{1}{4}`.
 - Whole numbers and fractions compare exactly. Where either side is written with a decimal point or an exponent, they
   may differ by a millionth of the reference; by a ten-thousandth where the reference itself is a decimal that is not
   whole, since such references are rounded (`151.43` is `151.42857`, but `0.3333` is not `1/3` and `7.0001` not `7`).
 - `%` is dropped; where only one side has it, `50%` is also 0.5.
-- A unit behind the number is dropped (`5 cm`, `5\text{ apples}`, `90^\circ`), but not a word that changes the number
-  (`5 million`, `5 or more`) and not a single letter, which may be a variable (`5 x`).
-- An answer that leaves the last step to the reader is not the number: `36-7`, `2^5`, `\sqrt{16}`, and `36/3` or
-  `\frac{36}{3}` for 12. Computer algebra would work it out, and reinforcement would learn to leave it out. Nothing is
-  left to do in `x = 12`, `1.2\times 10^3`, `1\frac12`, and a fraction that is not whole, in lowest terms or not.
+- A unit behind the number is dropped (`5 cm`, `30 km/h`, `\frac12\text{ apples}`, `90^\circ`), but not a word that
+  changes the number (`5 million`, `5\text{ or more}`), nor a base (`101_2`), nor a single letter, which may be a
+  variable (`5 x`).
+- An answer that leaves the last step to the reader is not the number: `36-7`, `2^5`, `\sqrt{16}`, `2x = 24`, and
+  `36/3` or `\frac{36}{3}` for 12. Computer algebra would work it out, and reinforcement would learn to leave it out.
+  Nothing is left to do in `x = 12`, `m+n = 12`, `1.2\times 10^3`, `1\frac12`, and a fraction that is not whole, in
+  lowest terms or not. What the reference itself leaves to do (`2^{10}`), the answer may do or leave.
+
+A pair or an interval needs its brackets where the reference has them.
 
 A multiple choice is the letter: `B`, `(B)`, `\text{B}`, `B) 5 cm`.
 """
@@ -25,27 +30,37 @@ from typing import NamedTuple
 _BOX = re.compile(r"\\(boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _LONGEST_NUMBER = 400  # characters; beyond it Python's own limits on digits come near
 
-_UNIT_WORDS = r"[A-Za-z]{2,}(?:[ -][A-Za-z]{2,})*\.?"
-_NUMBER = re.compile(
-    r"(?P<sign>[-+]?) ?[$€£¥]? ?(?P<minus>-?)"
-    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?P<point>\.[0-9]*)?(?P<exponent>[eE][-+]?[0-9]{1,3})?"
-    r"(?: ?/ ?(?P<under>[0-9]+))?"
-    r"(?P<percent> ?\\?%| percent)?"
-    rf"(?: ?\\(?:text|textrm|mathrm|mbox)\{{ ?(?P<latex_unit>{_UNIT_WORDS}) ?\}}| (?P<unit>{_UNIT_WORDS}))?"
+_GROUP = r"\\(?:text|textrm|mathrm|mbox)\{"
+_UNIT_WORDS = r"[A-Za-z]{2,}(?:[ -][A-Za-z]{2,})*(?:/[A-Za-z]+)?\.?"
+_TAIL = (  # what may stand behind a number
+    rf"(?P<percent> ?\\?%| percent| ?{_GROUP} ?percent ?\}})?"
+    rf"(?: ?{_GROUP} ?(?P<latex_unit>[A-Za-z][A-Za-z ./()-]+|[mshgLlNJWVK]) ?\}}| (?P<unit>{_UNIT_WORDS}))?"
     r"(?: ?\^ ?(?:\{? ?\\circ ?\}?|\{?(?P<power>[23])\}?)| ?°)?"
     r"\.?"
 )
-_FRACTION = re.compile(
-    r"([-+]?) ?\\frac ?(?:\{ ?(-?[0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))"  # \frac{10}{3}, \frac12
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?) ?[$€£¥]? ?(?P<minus>-?)"
+    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?P<point>\.[0-9]*)?(?P<exponent>[eE][-+]?[0-9]{1,3})?"
+    rf"(?:(?: (?P<over>[0-9]+))? ?/ ?(?P<under>-?[0-9]+))?{_TAIL}"  # 1/2, 12 1/2
 )
+_FRACTION = re.compile(  # \frac{10}{3}, \frac12, 3\frac{1}{4}
+    r"(?P<sign>[-+]?) ?(?:(?P<whole>[0-9]+) ?)?\\frac ?(?:\{ ?(?P<over>-?[0-9]+) ?\}|(?P<digit_over>[0-9])) ?"
+    rf"(?:\{{ ?(?P<under>-?[0-9]+) ?\}}|(?P<digit_under>[0-9])){_TAIL}"
+)
+_WRAPPED = re.compile(rf"\(([^(),]*)\)|\{{((?:[^{{}},]|\{{[^{{}}]*\}})*)\}}|{_GROUP}([^{{}}\\]*)\}}")
 _CHANGES_THE_NUMBER = re.compile(
     r"\b(?:hundreds?|thousands?|millions?|billions?|trillions?|dozens?|half|halves|thirds?|quarters?|percent|or|and|to|"
-    r"plus|minus|times|over|squared|cubed|factorial|pi|root|less|fewer|more|base|mod)\b",
+    r"plus|minus|times|over|(?<![a-z] )(?:squared|cubed)|factorial|pi|root|less|fewer|more|base|mod)\b",
     re.IGNORECASE,
 )
-_ASSIGNED = re.compile(r"[^=,;<>!]{1,60}= ?([^=]+)")  # x = 12, and 36-7 = 29
+_ASSIGNED = re.compile(r"([^=,;<>!]{1,60})= ?([^=]+)")  # x = 12, m+n = 12, and 36-7 = 29
+_STEPS = r"[-+*/^(){}. 0-9]|\\(?:frac|sqrt|cdot|times)(?![A-Za-z])"
+_TO_SOLVE = re.compile(rf"(?=.*[0-9])(?:{_STEPS})*([A-Za-z])(?!(?: ?\^\{{-1\}})? ?\()(?:{_STEPS}|\1)*")  # 2x+3, no f(3)
+_IN_WORDS = re.compile(r"\\(?:text|math|mbox)[a-z]*\{([^{}]*)\}")
+_BRACKETED_LIST = re.compile(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]")
+_BARE_LIST = re.compile(r"[^()\[\]=<>,]*,[^()\[\]=<>]*")
 _NOT_A_STEP = re.compile(  # what looks like an operation and is the number's own writing
-    r"\\(?:text|textrm|mathrm|mbox)\{[^{}]*\}(?: ?\^ ?\{?[23]\}?)?"  # units
+    rf"{_GROUP}[^{{}}]*\}}(?: ?\^ ?\{{?[23]\}}?)?"  # units
     r"| ?\^ ?\{? ?\\circ ?\}?"
     r"|(?:(?<=[0-9.]) ?(?:\\times|\\cdot|[*×·]) ?|^[-+]? ?)10 ?\^ ?\{? ?[-+]?[0-9]+ ?\}?$"  # times a power of ten
 )
@@ -53,14 +68,14 @@ _MIXED = re.compile(
     r"(?<=[0-9])(?: ?\\frac ?(?:\{ ?([0-9]+) ?\}|([0-9])) ?(?:\{ ?([0-9]+) ?\}|([0-9]))| ([0-9]+) ?/ ?([0-9]+))"
 )
 _STEP = re.compile(
-    r"[+*×·÷√]|/ ?[^A-Za-z ]|[0-9)}\].] ?[-^!]|[0-9)}] ?\(|\) ?[0-9]"
+    r"[+*×·÷√]|/ ?[^A-Za-z ]|[0-9] ?_ ?(?!\{? ?10\b)|[0-9)}\].] ?[-^!]|[0-9)}] ?\(|\) ?[0-9]"
     r"|\\(?:times|cdot|div|pm|mp|sqrt|frac|binom|sum|prod|log|ln|exp|sin|cos|tan|lfloor|lceil|max|min|gcd)(?![a-z])"
 )
 _OPTION = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|answer|choice)(?: is)?:? )?\(?([A-Ja-j])(?:\)[.:]?|[.:])? ?(.*)", re.I
 )
 _ANOTHER = re.compile(r"(?:or|and)\b|[,/&]|.*(?<![A-Za-z])[A-Ja-j][).:]")  # after an option's letter: a second option
-_SPACING = re.compile(r"\\[,;: ]|\\q?quad\b|~")
+_SPACING = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad\b|~")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\{([^{}\\]*)\}")
 _GROUPED = re.compile(r"(?<!\\)\{([0-9]{1,3}(?:,[0-9]{3})+)\}")  # {1,234}, which is not the set \{1,234\}
@@ -108,43 +123,51 @@ def tidy(text: str) -> str:
         text = re.sub(r"\\(?:left|right)(?![a-zA-Z])", "", text)
         text = re.sub(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ",", text)
         text = _GROUPED.sub(lambda match: "{" + match[1].replace(",", "") + "}", text)
-        text = _SPACING.sub(" ", text).replace("\\approx", " ").replace("\\$", "").replace("$", " ")
-    return " ".join(text.split()).rstrip(".,; ")
+        text = _SPACING.sub(" ", text).replace("\\approx", "=").replace("\\$", "").replace("$", " ")
+    return " ".join(text.split()).rstrip(".,; ").removeprefix("=").lstrip()
 
 
 class Number(NamedTuple):
     value: Fraction
     exact: bool  # written without a decimal point and without an exponent
     percent: bool
-    fraction: bool  # written with a numerator and a denominator
+    fraction: bool  # written with a numerator and a denominator, and no whole number before them
 
 
 @lru_cache(maxsize=8192)
 def number(text: str) -> Number | None:
-    """The number a tidy text is, or None where it is anything else (an expression, a list, words)."""
+    """The number a tidy text is, in brackets or not; None where it is anything else (an expression, a list, words)."""
     if len(text) > _LONGEST_NUMBER:
         return None
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = (wrapped[1] or wrapped[2] or wrapped[3] or "").strip()
     if match := _FRACTION.fullmatch(text):
-        sign, over, below = match[1], int(match[2] or match[3]), int(match[4] or match[5])
-        return Number(Fraction(-over if sign == "-" else over, below), True, False, True) if below else None
-    if not (match := _NUMBER.fullmatch(text)):
-        return None
-    whole, point, exponent, under = match["whole"], match["point"], match["exponent"], match["under"]
-    if whole is None and (point is None or len(point) == 1):
-        return None
-    if under is not None and (point or exponent or int(under) == 0):
+        whole, point, exponent, negative = match["whole"], None, None, match["sign"] == "-"
+        over, under = match["over"] or match["digit_over"], match["under"] or match["digit_under"]
+    elif match := _NUMBER.fullmatch(text):
+        whole, point, exponent = match["whole"], match["point"], match["exponent"]
+        over, under, negative = match["over"], match["under"], (match["sign"] == "-") != (match["minus"] == "-")
+        if whole is None and (point is None or len(point) == 1):
+            return None
+        if under is not None and over is None:
+            whole, over = None, whole
+    else:
         return None
     unit = match["latex_unit"] or match["unit"]
-    if unit and _CHANGES_THE_NUMBER.search(unit):
+    if unit and _CHANGES_THE_NUMBER.search(unit.removesuffix("times")):
         return None
     if match["power"] and not unit:
         return None  # 5^2 is a power, 5 cm^2 is a unit
     value = Fraction((whole or "0").replace(",", "") + (point or "").rstrip(".") + (exponent or ""))
     if under is not None:
-        value /= int(under)
-    if (match["sign"] == "-") != (match["minus"] == "-"):
-        value = -value
-    return Number(value, not (point or exponent), bool(match["percent"]), under is not None)
+        if over is None or point or exponent or int(under) == 0:
+            return None
+        part = Fraction(int(over.replace(",", "")), int(under))
+        if whole is not None and ("-" in over + under or part >= 1):
+            return None  # no mixed number but a sum that is left to do
+        value += part
+    fraction = under is not None and whole is None
+    return Number(-value if negative else value, not (point or exponent), bool(match["percent"]), fraction)
 
 
 def same_number(answer: Number, reference: Number) -> bool:
@@ -178,7 +201,7 @@ def _without_proper_fraction(match: re.Match[str]) -> str:
 @lru_cache(maxsize=8192)
 def plain(text: str) -> str:
     r"""A tidy text for comparing letter by letter: `\text{...}` opened, loose spaces gone, words in lower case."""
-    text = _LOOSE_SPACE.sub("", _TEXT.sub(r"\1", text)).strip().rstrip(".")
+    text = _LOOSE_SPACE.sub("", " ".join(_TEXT.sub(r"\1", text).split())).rstrip(".")
     return text.casefold() if _WORDS.fullmatch(text) else text
 
 
@@ -216,11 +239,15 @@ def settle(answer: str, reference: str) -> bool | None:
     if expected is not None:
         given = number(answer)
         if given is None and (assigned := _ASSIGNED.fullmatch(answer)):
-            given = number(assigned[1])
+            if _TO_SOLVE.fullmatch(assigned[1].strip()):
+                return False
+            given = number(assigned[2])
         if given is not None:
             return same_number(given, expected)
-        if unfinished(answer):
+        if unfinished(answer) or any(_CHANGES_THE_NUMBER.search(words) for words in _IN_WORDS.findall(answer)):
             return False
         if "\\" not in answer and not any(sign.isdigit() for sign in answer):
             return False
+    elif _BRACKETED_LIST.fullmatch(reference) and _BARE_LIST.fullmatch(answer):
+        return False  # 1,2 for the point or the interval (1,2)
     return True if plain(answer) == plain(reference) else None
