@@ -190,6 +190,21 @@ def test_options_stand_in_the_same_order_whatever_the_order_of_columns_and_depen
         ({"options": ["3", "4"], "answer": "b"}, "(A) 3\n(B) 4", "B"),
         ({"options": ["A) 3", "B) 4"], "answer": "B"}, "(A) 3\n(B) 4", "B"),
         ({"options": ["A", "B"], "answer": "0"}, "(A) A\n(B) B", "A"),
+        ({"options": ["3", "4"], "answer": "(B)"}, "(A) 3\n(B) 4", "B"),
+        ({"options": ["3", "4"], "answer": "b)"}, "(A) 3\n(B) 4", "B"),
+        ({"options": ["3", "4"], "answer": "B) 4"}, "(A) 3\n(B) 4", "B"),
+        # ARC, CommonsenseQA: texts beside labels, which may be digits and then count from 1
+        ({"choices": {"text": ["3", "4"], "label": ["A", "B"]}, "answerKey": "B"}, "(A) 3\n(B) 4", "B"),
+        (
+            {"choices": {"label": ["1", "2", "3"], "text": ["3", "4", "1"]}, "answerKey": "2"},
+            "(A) 3\n(B) 4\n(C) 1",
+            "B",
+        ),
+        ({"choices": {"label": ["B", "A"], "text": ["4", "3"]}, "answer": "(A)"}, "(A) 4\n(B) 3", "B"),
+        ({"choices": {"label": ["A", "B"], "text": ["3", "4"]}, "answer": 1}, "(A) 3\n(B) 4", "B"),
+        ({"choices": {"label": ["1", "2"], "text": ["2", "1"]}, "answer": 2}, "(A) 2\n(B) 1", "B"),
+        ({"choices": [{"label": "A", "text": "3"}, {"label": "B", "text": "4"}], "answer": "B"}, "(A) 3\n(B) 4", "B"),
+        ({"choices": ["False", "True"], "answer": True}, "(A) False\n(B) True", "B"),
     ],
 )
 def test_a_list_of_options_is_lettered_and_the_answer_is_the_letter(
@@ -200,7 +215,16 @@ def test_a_list_of_options_is_lettered_and_the_answer_is_the_letter(
     assert (answer, chain) == (letter, None)
 
 
+def test_the_science_questions_of_openbookqa_are_read() -> None:
+    row = {"question_stem": "Which is even?", "choices": {"text": ["3", "4"], "label": ["A", "B"]}, "answerKey": "B"}
+    problem, answer, _ = problem_answer_chain(row)
+    assert problem.startswith("Which is even?\n(A) 3\n(B) 4\nAnswer with the letter")
+    assert answer == "B"
+
+
 def test_rows_without_options_are_as_they_were() -> None:
+    assert lettered({"choices": {"text": [], "label": []}}, "p", "1") is None
+    assert lettered({"choices": {"a": 1}}, "p", "1") is None
     assert lettered({"options": None, "choices": []}, "p", "1") is None
     assert problem_answer_chain({"problem": "p", "answer": "1", "options": None}) == ("p", "1", None)
 
@@ -209,6 +233,11 @@ def test_rows_without_options_are_as_they_were() -> None:
     ("row", "message"),
     [
         ({"choices": ["3", "4"], "answer": "7"}, "no letter, place or text of one of the 2 `choices`"),
+        ({"choices": ["3", "4"], "answer": True}, "no letter, place or text of one of the 2 `choices`"),
+        ({"choices": ["3", "4"], "answer": "C) 5"}, "no letter, place or text of one of the 2 `choices`"),
+        ({"choices": ["3", "4"], "answer": "A or B"}, "no letter, place or text of one of the 2 `choices`"),
+        ({"choices": {"text": ["3", "4"], "label": ["1", "2"]}, "answer": "0"}, "no letter, place or text of one"),
+        ({"choices": {"text": ["3", "4"], "label": ["A"]}, "answer": "A"}, "`choices`: 2 texts and 1 labels"),
         ({"choices": ["3"], "answer": "A"}, "`choices`: 1 options"),
         ({"choices": [str(n) for n in range(11)], "answer": 3}, "11 options; a choice needs 2 to 10"),
         ({"Correct Answer": "4"}, "`correct answer`: 1 options"),

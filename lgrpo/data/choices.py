@@ -1,7 +1,9 @@
 """Multiple choice: the options of a row, lettered behind the problem, so that the answer is a letter.
 
 Understood are GPQA's columns (`correct answer`, `incorrect answer 1`, ...), and a list called `choices` or `options`
-beside an answer that is a letter, the place of an option counted from 0 (MMLU), or an option's text.
+beside an answer that is a letter (`B`, `(B)`, `B) 4`), the place of an option counted from 0 (MMLU), or an option's
+text. Instead of a list it may be `{"text": [...], "label": [...]}` (ARC, OpenBookQA, CommonsenseQA); the answer is then
+a label first of all, a letter or a digit.
 """
 
 import hashlib
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lgrpo.errors import UserError
+from lgrpo.verify.answers import chosen, tidy
 
 CORRECT, INCORRECT = "correct answer", "incorrect answer"
 LISTS = ("choices", "options")
@@ -29,11 +32,13 @@ def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str,
         options = sorted([right, *wrong], key=lambda option: _hash(f"{problem}\n{option}"))
         place, name = options.index(right), CORRECT
     else:
-        name = next((name for name in LISTS if isinstance(fields.get(name), list) and fields[name]), "")
+        name = next((name for name in LISTS if _texts_and_labels(fields.get(name))[0]), "")
         if not name:
             return None
-        options = [str(option).strip() for option in fields[name]]
-        place = _place(answer, options, name)
+        options, labels = _texts_and_labels(fields[name])
+        if labels and len(labels) != len(options):
+            raise UserError(f"`{name}`: {len(options)} texts and {len(labels)} labels; each option needs its own")
+        place = _place(answer, options, labels, name)
         own = [re.match(rf"\(?{letter}[).:] ?", option) for letter, option in zip(LETTERS, options, strict=False)]
         if all(own):  # lettered already
             options = [option[match.end() :] for match, option in zip(own, options, strict=True) if match]
@@ -42,15 +47,33 @@ def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str,
     return _with_options(problem, options), LETTERS[place]
 
 
-def _place(answer: Any, options: list[str], name: str) -> int:
+def _texts_and_labels(value: Any) -> tuple[list[str], list[str]]:
+    """The options' texts and their labels in upper case; empty where there are none."""
+    if isinstance(value, list) and all(
+        isinstance(option, Mapping) and {"text", "label"} <= {*option} for option in value
+    ):
+        value = {part: [option[part] for option in value] for part in ("text", "label")}
+    texts, labels = (value.get("text"), value.get("label")) if isinstance(value, Mapping) else (value, None)
+    return (
+        [str(text).strip() for text in texts] if isinstance(texts, list) else [],
+        [str(label).strip().upper() for label in labels] if isinstance(labels, list) else [],
+    )
+
+
+def _place(answer: Any, options: list[str], labels: list[str], name: str) -> int:
     text = str(answer).strip()
-    if isinstance(answer, int) and 0 <= answer < len(options):
+    letter = chosen(tidy(text))  # of `(B)` and `B) 4`, too
+    for label in (text.upper(), letter):
+        if label in labels:
+            return labels.index(label)
+    from_zero = not any(label.isdecimal() for label in labels)
+    if isinstance(answer, int) and not isinstance(answer, bool) and from_zero and 0 <= answer < len(options):
         return answer
     if text in options:
         return options.index(text)
-    if len(text) == 1 and text.upper() in LETTERS[: len(options)]:
-        return LETTERS.index(text.upper())
-    if text.isascii() and text.isdecimal() and int(text) < len(options):
+    if letter and not labels and letter in LETTERS[: len(options)]:
+        return LETTERS.index(letter)
+    if text.isascii() and text.isdecimal() and from_zero and int(text) < len(options):
         return int(text)
     raise UserError(f"the answer is no letter, place or text of one of the {len(options)} `{name}`")
 

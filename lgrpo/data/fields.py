@@ -2,11 +2,12 @@ r"""Finding problem, answer and chain in a row of somebody's data, by the names 
 
 Names are compared without regard to case. The first of each list that is there counts:
 
-- problem: `problem`, `question`, `extra_info.question`, `query`, `prompt`, `input`. A prompt may be a list of chat
-  messages (verl's schema): the last user message counts. A known instruction around the problem ("Let's think step by
-  step and ...") is taken off, since lgrpo gives its own. A `body` before a `question` (SVAMP) belongs to it.
+- problem: `problem`, `question`, `extra_info.question`, `query`, `prompt`, `input`, `question_stem`. A prompt may be a
+  list of chat messages (verl's schema): the last user message counts. A known instruction around the problem ("Let's
+  think step by step and ...") is taken off, since lgrpo gives its own. A `body` before a `question` (SVAMP) belongs to
+  it.
 - answer: `final_answer`, `final_ans`, `answer`, `ground_truth`, `reward_model.ground_truth`, `solution`,
-  `extra_info.answer`, `target`. Options to choose from: choices.py.
+  `extra_info.answer`, `target`, `answerKey`. Options to choose from: choices.py.
 - chain: `cot`, `steps`, `chain`, `reasoning`, `rationale`, `solution`, then the text the answer was found in, then
   `extra_info.answer`. A list of steps is joined by spaces.
 
@@ -25,10 +26,10 @@ from lgrpo.data import choices
 from lgrpo.errors import UserError
 from lgrpo.verify.answers import boxed
 
-PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt", "input")
+PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt", "input", "question_stem")
 ANSWER = (
     "final_answer", "final_ans", "answer", "ground_truth", "reward_model.ground_truth", "solution", "extra_info.answer",
-    "target", choices.CORRECT,
+    "target", "answerkey", choices.CORRECT,
 )  # fmt: skip
 CHAIN = ("cot", "steps", "chain", "reasoning", "rationale", "solution")
 COLUMNS = frozenset(name.split(".")[0] for name in PROBLEM + ANSWER + CHAIN) | {"body", *choices.COLUMNS}
