@@ -116,7 +116,7 @@ def test_the_dashboard_is_the_runs_own_after_a_step(screens: ModuleType, tmp_pat
     screens.dashboard(run, 6)
     path = screens.PICTURES / "dashboard.svg"
     text = words_of(path)
-    for told in ("6/12", "1:20 gone", "reward 0.560", "held-out Pass@1 0.900", "two and two", "++2 | 4", "\\boxed{4}"):
+    for told in ("6/12", "1:20 gone", "reward 0.560", "held-out Pass@1 0.900", "two and two", "+ 2 | 4", "\\boxed{4}"):
         assert told in text
     assert "not a number" not in text
     first = path.read_bytes()
