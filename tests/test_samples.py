@@ -107,5 +107,5 @@ def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot keep samples in .*; free some space, or choose another --out"):
+    with pytest.raises(UserError, match=r"cannot write in .*; choose another --out"):
         fill(tmp_path / "file" / "a.jsonl", outcome(0, 0))

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 from lgrpo import evaluate, reading, session
 from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
-from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of, short_hash, writing
+from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of, short_hash
 from lgrpo.interrupt import Stopped
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.durable import now, read_json, write_json
+from lgrpo.runs.guard import writing
 from lgrpo.screen import Show
 from lgrpo.verify import Verifier, boxed
 

@@ -11,9 +11,8 @@ problems are asked anew, and nothing of another checkpoint or setting is ever mi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,6 +21,7 @@ from lgrpo.evaluate import Asked
 from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.durable import from_json, lock, to_json
+from lgrpo.runs.guard import writing
 
 FORMAT = 2  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
@@ -154,14 +154,3 @@ def _file_hash(path: Path) -> str:
 
 def _key(problem: Problem) -> str:
     return f"{problem.key:016x}"
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what a user can mend into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot keep samples in {folder}: {error.strerror or error}; free some space, or choose another --out"
-        ) from error

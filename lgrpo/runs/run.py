@@ -14,11 +14,9 @@ cannot disagree with it, whatever the moment of a crash. Finding them is checkpo
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -37,11 +35,10 @@ from lgrpo.runs.durable import (
     whole_lines,
     write_json,
 )
+from lgrpo.runs.guard import refuse, writing
 from lgrpo.runs.provenance import this_process
 
 Listener = Callable[[str, Mapping[str, Any]], None]  # ("metrics" or the kind of an event, its entries)
-_FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
-_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class Run:
@@ -56,7 +53,7 @@ class Run:
         self.resumed = False
         self.listeners: list[Listener] = []  # told each line of metrics, and each event, once it is written
         self._metrics: IO[str] | None = None
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(folder)
 
@@ -78,11 +75,11 @@ class Run:
         A folder that holds another run is refused unless `overwrite`; files that are no run are never replaced.
         """
         same = from_json(to_json(dict(identity or {}))) or {}
-        _refuse(folder, command, same, overwrite)
+        refuse(folder, command, same, overwrite)
         run = cls(folder)
         try:
-            with _writing(folder):
-                if not overwrite and _refuse(folder, command, same, overwrite):
+            with writing(folder):
+                if not overwrite and refuse(folder, command, same, overwrite):
                     run._go_on()
                     run.update(settings=_by_name(settings), **facts)  # what the identity leaves free may have changed
                 else:
@@ -99,7 +96,7 @@ class Run:
             raise UserError(f"{folder} holds no run (no readable run.json); name a run folder")
         run = cls(folder)
         try:
-            with _writing(folder):
+            with writing(folder):
                 run._go_on()
         except BaseException:
             run.close()
@@ -139,7 +136,7 @@ class Run:
 
     def log(self, step: int, **numbers: Any) -> None:
         """Add one line to metrics.jsonl. Non-finite numbers are written as null."""
-        with _writing(self.folder):
+        with writing(self.folder):
             if self._metrics is None:
                 self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._metrics.write(to_json({"step": step, **numbers}) + "\n")
@@ -151,7 +148,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        with _writing(self.folder), path.open("r+b") as file:
+        with writing(self.folder), path.open("r+b") as file:
             end = 0
             for line in file:
                 entry = from_json(line)
@@ -162,7 +159,7 @@ class Run:
 
     def event(self, kind: str, **detail: Any) -> None:
         """Add one line to events.jsonl: what happened, when."""
-        with _writing(self.folder), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+        with writing(self.folder), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(to_json({"time": now(), "event": kind, **detail}) + "\n")
         self._tell(kind, detail)
 
@@ -173,7 +170,7 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Set entries of run.json, atomically: what was measured or decided after the start."""
         self.record.update(facts)
-        with _writing(self.folder):
+        with writing(self.folder):
             write_json(self.folder / "run.json", self.record)
 
     def finish(self, **facts: Any) -> None:
@@ -197,7 +194,7 @@ class Run:
         beside = target.with_name(f".{name}.new")
         order = [saved.sequence for saved in saved_checkpoints(self.folder)]
         try:
-            with _writing(self.folder):
+            with writing(self.folder):
                 if self._metrics is not None:  # metrics on disk are never older than the newest checkpoint
                     os.fsync(self._metrics.fileno())
                 shutil.rmtree(beside, ignore_errors=True)
@@ -214,7 +211,7 @@ class Run:
     def mark_best(self, name: str, score: float) -> None:
         """Give a saved checkpoint its score afterwards; `save(..., score=...)` leaves no moment between."""
         path = self.folder / "checkpoints" / name / "saved.json"
-        with _writing(self.folder):
+        with writing(self.folder):
             write_json(path, {**(read_json(path) or {}), "score": score})
 
     def checkpoints(self) -> list[Path]:
@@ -239,7 +236,7 @@ class Run:
     def prune(self, keep: Collection[str] = ()) -> None:
         """Remove all checkpoints but the best, the latest and those named in `keep`."""
         stay = {self.latest(), self.best()}
-        with _writing(self.folder):
+        with writing(self.folder):
             for path in self.checkpoints():
                 if path not in stay and path.name not in keep:
                     remove_folder(path)
@@ -260,52 +257,5 @@ class Run:
         self.close()
 
 
-def _refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --out")
-    record = read_json(folder / "run.json")
-    if record is None:
-        strange = sorted({path.name for path in folder.glob("*")} - _FRESH)
-        if "run.json" in strange:
-            raise UserError(f"{folder / 'run.json'} is damaged; remove the folder, or choose another --out")
-        if strange:
-            raise UserError(f"{folder} holds files that are no run ({strange[0]}); choose another --out")
-        return False
-    if overwrite:
-        inside = [text for text in identity.values() if isinstance(text, str) and _is_inside(Path(text), folder)]
-        if inside:
-            raise UserError(f"--overwrite would delete {inside[0]}, which this run starts from; choose another --out")
-        return True
-    before = {"command": record.get("command"), **record.get("identity", {})}
-    after = {"command": command, **identity}
-    for name in [*after, *before]:
-        if before.get(name) != after.get(name):
-            raise UserError(
-                f"{folder} holds another run ({name} {before.get(name)}, now {after.get(name)}); "
-                "choose another --out, or add --overwrite to replace it"
-            )
-    return True
-
-
 def _by_name(settings: Iterable[tuple[str, Any, str]]) -> dict[str, dict[str, Any]]:
     return {name: {"value": value, "reason": reason} for name, value, reason in settings}
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    return path.exists() and path.resolve().is_relative_to(folder.resolve())
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn what a user can mend (disk full, folder not writable) into a UserError; other errors pass."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            remedy = "free some space and run the same command again"
-        elif error.errno in _ELSEWHERE:
-            remedy = "choose another --out"
-        else:
-            raise
-        raise UserError(f"cannot write in {folder}: {error.strerror}; {remedy}") from error

@@ -1,0 +1,62 @@
+"""Before anything is written into a folder: whose it is. And while it is: what a user can mend, in words."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lgrpo.errors import UserError
+from lgrpo.runs.durable import read_json
+
+_FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
+_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --out")
+    record = read_json(folder / "run.json")
+    if record is None:
+        strange = sorted({path.name for path in folder.glob("*")} - _FRESH)
+        if "run.json" in strange:
+            raise UserError(f"{folder / 'run.json'} is damaged; remove the folder, or choose another --out")
+        if strange:
+            raise UserError(f"{folder} holds files that are no run ({strange[0]}); choose another --out")
+        return False
+    if overwrite:
+        inside = [text for text in identity.values() if isinstance(text, str) and _is_inside(Path(text), folder)]
+        if inside:
+            raise UserError(f"--overwrite would delete {inside[0]}, which this run starts from; choose another --out")
+        return True
+    before = {"command": record.get("command"), **record.get("identity", {})}
+    after = {"command": command, **identity}
+    for name in [*after, *before]:
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{folder} holds another run ({name} {before.get(name)}, now {after.get(name)}); "
+                "choose another --out, or add --overwrite to replace it"
+            )
+    return True
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.exists() and path.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what a user can mend (disk full, folder not writable) into a UserError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            remedy = "free some space and run the same command again"
+        elif error.errno in _ELSEWHERE:
+            remedy = "choose another --out"
+        else:
+            raise
+        raise UserError(f"cannot write in {folder}: {error.strerror}; {remedy}") from error
