@@ -118,6 +118,8 @@ def _gradient(history: History) -> Iterator[Trouble]:
 def _nothing_moves(history: History) -> Iterator[Trouble]:
     """`moved`: at least 50 %."""
     moved = history.mean("moved")
+    if history.mean("reward") is None:  # Latent-SFT's rate falls to nothing by itself
+        return
     if moved is not None and moved < 0.5:
         what = f"only {moved:.1%} of the weights move: the learning rate is lost in rounding"
         yield Trouble("moved", what, "a higher --lr")

@@ -92,6 +92,11 @@ def test_a_first_chain_that_never_answers_or_never_ends_is_noticed() -> None:
     assert [trouble.what for trouble in troubles(endless)] == ["30% of the held-out chains do not end"]
 
 
+def test_a_learning_rate_that_is_meant_to_fall_to_nothing_is_no_trouble() -> None:
+    steps = [{"step": n, "text": 0.01, "grad_norm": 1.0, "moved": 1 - n / 10} for n in range(10)]
+    assert troubles(History(steps)) == []
+
+
 def test_history_is_read_back(tmp_path: Path) -> None:
     lines = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
     torn = '{"step": 3, "rew'
