@@ -22,6 +22,7 @@ from lgrpo.runs import Run
 from lgrpo.screen import Show
 from lgrpo.watch import Watch
 
+BROWSER = shutil.which("chromium")
 EVIL = "<script>alert(1)</script> \x1b[2J <img src=x onerror=alert(1)> &amp; \u202e"
 
 
@@ -209,14 +210,12 @@ def test_whatever_goes_wrong_in_drawing_costs_no_run(tmp_path: Path, monkeypatch
 
 @pytest.mark.draws
 @pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 def test_a_report_opens_in_a_browser(tmp_path: Path) -> None:
     """Chromium lays it out without a network: whole, and with nothing run."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("needs chromium")
     page = write_report(run(tmp_path / "base-grpo"))
     quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    command = [browser, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
+    command = [str(BROWSER), "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'user'}"]
     shot = tmp_path / "page.png"
     subprocess.run(
         [*command, f"--screenshot={shot}", "--window-size=1000,3000", page.as_uri()], check=True, timeout=120
