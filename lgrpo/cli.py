@@ -181,7 +181,12 @@ def train(**options: Any) -> None:
 )
 @click.option("--temperature", type=click.FloatRange(0), help="Of the answer's tokens.  [default: 0.6, published]")
 @click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
-@click.option("--all", "every", is_flag=True, help="Show all K words of each latent step.  [default: the top ones]")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="Show all K words of each latent step (JSON has them anyway).  [default: the top ones]",
+)
 @click.option("--chain/--no-chain", default=True, help="Show the latent chain, or leave it out.  [default: show]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.  [default: text]")
 @click.option(
