@@ -65,7 +65,8 @@ def init(asked: InitOptions) -> Path:
     given = read_overrides(asked.overrides, Schedule)
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
-    policy = session.load(asked.base, where.value)
+    found = session.find(asked.base)
+    policy = session.load(asked.base, where.value, found)
     name = asked.base or session.TINY
     if policy.latent:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
@@ -87,8 +88,11 @@ def init(asked: InitOptions) -> Path:
     rows = [*rows, init_time(policy, settings, train_set)]
     settled = _plan(chosen, where, policy, source, train_set, held_out, rows)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
-    same = session.identity(settings, base=name, data=source, data_hash=session.data_hash(problems))
-    facts = {"device": where.value, "options": _recorded(asked)}
+    same = session.identity(
+        settings, base=name, base_hash=session.model_hash(policy, found), data=source,
+        data_hash=session.data_hash(problems),
+    )  # fmt: skip
+    facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(asked)}
     with (
         Verifier() as grader,
         Run.start(out, "init", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
@@ -99,6 +103,7 @@ def init(asked: InitOptions) -> Path:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
             return out
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
+        _say_damaged(show, run)
         show.plan(settled)
         _say_left_out(show, without_chain, "have no chain of thought")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
@@ -149,8 +154,9 @@ def _train(asked: TrainOptions) -> Path:
     given = read_overrides(asked.overrides, TrainSettings, without=["k"])
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
-    source = checkpoints.resolve_checkpoint(asked.checkpoint) if asked.checkpoint else None
-    policy = session.load(source, where.value)
+    found = session.find(asked.checkpoint)
+    source = found if asked.checkpoint else None
+    policy = session.load(source, where.value, found)
     name = asked.checkpoint or session.TINY
     if asked.explicit and policy.latent:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
@@ -173,8 +179,11 @@ def _train(asked: TrainOptions) -> Path:
     kind = "explicit-grpo" if asked.explicit else "grpo"
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     data_hash = session.data_hash(problems)
-    same = session.identity(settings, checkpoint=source or session.TINY, data=data, data_hash=data_hash)
-    facts = {"device": where.value, "options": _recorded(replace(asked, checkpoint=source))}
+    same = session.identity(
+        settings, checkpoint=source or session.TINY, checkpoint_hash=session.model_hash(policy, found), data=data,
+        data_hash=data_hash,
+    )  # fmt: skip
+    facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(replace(asked, checkpoint=source))}
     with (
         Verifier() as grader,
         Run.start(out, "train", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
@@ -182,6 +191,7 @@ def _train(asked: TrainOptions) -> Path:
         trackers.tracking(run, asked.log_to, show.say),
     ):
         initial = None
+        _say_damaged(show, run)
         if run.resumed and (latest := run.latest()):
             initial = policy if settings.kl else None
             policy.model.to("cpu")  # a device need not hold two models
@@ -231,6 +241,11 @@ def _plan(
     dtype = Setting("dtype", str(policy.dtype).removeprefix("torch."), why)
     data = Setting("data", source, f"{len(train_set)} problems to train on, {len(held_out)} held out")
     return [recipe, device, dtype, data, *(Setting(*row) for row in rows if row[0] != "recipe")]
+
+
+def _say_damaged(show: Show, run: Run) -> None:
+    for what in run.damaged:
+        show.warn(f"{what}; the run goes on from the one before it")
 
 
 def _say_left_out(show: Show, count: int, why: str) -> None:

@@ -62,7 +62,8 @@ def initialise(
     with StopRequest(show.say) as stop:
         watch = Watch(run, show)
         stages = Stages({"decoder": policy.model}, len(examples), schedule, watch, stop)
-        labels = _load_labels(run)
+        # Weights that are older than the labels, since newer ones were damaged, must not be taught them.
+        labels = _load_labels(run) if stages.saved_steps() >= schedule.stage_1_steps else None
         budget = Budget(schedule.micro_tokens, reporter(run, show))
         how = LatentSettings(schedule.k), TextSettings(), schedule.max_response, schedule.slots
         engine = Engine(policy, *how, fewer_rollouts(run, show))  # answers the held-out problems
@@ -198,7 +199,7 @@ class _Best:
         show.sample(problem.problem, chain, text, one.right, problem.answer)
         if self.run is not None:
             self.run.save(f"walk-{step:06d}", self.policy.save, score.pass_at_1)
-            self.run.prune(keep=(PROGRESS, LABELS))
+            self.run.prune()
         elif score.pass_at_1 > self._score:
             self._weights = {name: p.detach().clone() for name, p in self.policy.model.named_parameters()}
         self._score = max(self._score, score.pass_at_1)
@@ -209,8 +210,8 @@ class _Best:
         if self.run is not None:
             best = self.run.best()
             assert best is not None
-            for name in (PROGRESS, LABELS):
-                if (folder := self.run.folder / "checkpoints" / name).exists():
+            for folder in self.run.checkpoints():
+                if folder.name.startswith((PROGRESS, LABELS)):
                     remove_folder(folder)
             self.run.finish(best=best.name, score=self.run.best_score())
             return Policy.load(best, str(policy.device), policy.dtype)

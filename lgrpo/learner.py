@@ -1,5 +1,6 @@
 """One batch of groups becomes optimiser steps (docs/method.md, 3 to 5)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lgrpo import objective, scoring
 from lgrpo.budget import Budget, Parts, Report, unheard
+from lgrpo.divergence import IN_A_ROW
 from lgrpo.groups import Group, advantages_of, group_numbers
 from lgrpo.initial import Initial
 from lgrpo.optimizer import Optimizer
@@ -68,8 +70,11 @@ class Learner:
         lengths = torch.tensor([rollout.length for rollout in rollouts])
         seen = pad_sequence([rollout.logprob for rollout in rollouts], batch_first=True).double()
         advantages = self._advantages(groups, seen.sum(1) / lengths, old)
-        steps = [self._step(rollouts, minis[0], advantages, old, reference, first=True)]
-        steps += [self._step(rollouts, mini, advantages, old, reference) for mini in minis[1:]]
+        steps: list[dict[str, float]] = []
+        for mini in minis:
+            steps.append(self._step(rollouts, mini, advantages, old, reference, first=not steps))
+            if self.optimizer.skipped >= IN_A_ROW:
+                break
         numbers = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         numbers["skipped"] = sum(step["skipped"] for step in steps)
         mask = torch.arange(old.shape[1]) < lengths[:, None]
@@ -179,8 +184,8 @@ class Learner:
         sums, padding = self.budget.spend(
             lambda positions: self._cut(rollouts, mini, positions), gradients, self.optimizer.clear
         )
-        report = self.optimizer.step()
         loss, kl, clipped = sums.tolist()
+        report = self.optimizer.step() if math.isfinite(loss) else self.optimizer.leave_out()
         return {
             "loss": loss,
             "kl": kl,

@@ -68,6 +68,7 @@ class Optimizer:
         """
         self.parameters, self.report = list(parameters), report
         self.lr, self.weight_decay, self.betas, self.max_grad_norm = lr, weight_decay, betas, max_grad_norm
+        self.skipped = 0  # steps that were left out one after the other, up to now
         assert all(parameter.is_contiguous() for parameter in self.parameters)
         half = torch.bfloat16
         with needed(f"the optimizer's states of {sum(p.numel() for p in self.parameters) / 1e6:,.1f} M weights"):
@@ -93,8 +94,8 @@ class Optimizer:
             return StepReport(0.0, 0.0, True)
         norm = _once_more(lambda: float(_norm([p.grad for p in self.parameters if p.grad is not None])))
         if not norm < float("inf"):
-            self.clear()
-            return StepReport(norm, 0.0, True)
+            return self.leave_out(norm)
+        self.skipped = 0
         scale = min(1.0, self.max_grad_norm / (norm + 1e-6))
         before = _once_more(self._sample)
         smallest = PIECE
@@ -107,6 +108,12 @@ class Optimizer:
         if smallest < PIECE:
             self.report("optimizer_piece", smallest)
         return StepReport(norm, moved / len(before), False)
+
+    def leave_out(self, norm: float = float("nan")) -> StepReport:
+        """Forget the gradients of a step whose loss, or gradient of this norm, is no finite number."""
+        self.clear()
+        self.skipped += 1
+        return StepReport(norm, 0.0, True)
 
     def _sample(self) -> Tensor:
         """The exact values of some weights of each tensor, float32 [S]: a copy."""

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from lgrpo.policy import CARD, Policy
 from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.runs import checkpoints
+from lgrpo.runs.contents import content_hash
 from lgrpo.superposition import weights_of
+from lgrpo.text import clean
 from lgrpo.verify.answers import boxed
 
 RUNS = Path("runs")
@@ -50,15 +53,37 @@ def is_tiny(source: str | None) -> bool:
     return source is None or (source == TINY and not Path(TINY).exists())
 
 
-def find(source: str | None) -> str:
-    """The model folder or hub name meant by a word on the command line. Raises UserError where there is none."""
-    return str(tiny.MODEL) if source is None or is_tiny(source) else checkpoints.resolve_checkpoint(source)
+def on_stderr(text: str) -> None:
+    """A note outside of any screen."""
+    print(clean(text), file=sys.stderr)
 
 
-def load(source: str | None, device: str) -> Policy:
-    """The policy of a run folder, a model folder or a hub name; None and `tiny` are the embedded model."""
+def check_name(source: str) -> None:
+    """Raises UserError where a word on the command line means no model: quick, for its files are not read."""
+    if not is_tiny(source):
+        checkpoints.candidates(source)
+
+
+def find(source: str | None, say: Callable[[str], None] = on_stderr) -> str:
+    """The model folder or hub name meant by a word on the command line: all files of a checkpoint are as they were saved.
+
+    `say` hears of a damaged one that another takes the place of. Raises UserError where there is none.
+    """
+    return str(tiny.MODEL) if source is None or is_tiny(source) else checkpoints.resolve_checkpoint(source, say)
+
+
+def model_hash(policy: Policy, model: str) -> Any:
+    """What stands for the content of a model that `find` found: a hash of its files; of a hub's, name and commit."""
+    return content_hash(Path(model)) if Path(model).is_dir() else [model, policy.model.config._commit_hash]
+
+
+def load(source: str | None, device: str, found: str | None = None) -> Policy:
+    """The policy of a run folder, a model folder or a hub name; None and `tiny` are the embedded model.
+
+    found: what `find` said of it, where it was asked before.
+    """
     _quieten()
-    policy = Policy.load(find(source), device)
+    policy = Policy.load(found or find(source), device)
     policy.name = source or TINY
     if is_tiny(source):
         policy.card = replace(policy.card, data=ARITHMETIC)

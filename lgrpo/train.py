@@ -4,14 +4,14 @@
 2. Turn rewards into advantages, and these into optimiser steps.
 3. Every few steps score the policy without noise on a held-out slice of the training data, and save it.
 
-The state of a run is the checkpoint's weights, the optimizer's states and two numbers, `step` and `cursor`:
+The state of a run is the checkpoint's weights, the optimizer's states and three numbers (`Progress`):
 all randomness is derived from them and the seed, so a run that goes on is the run that never stopped.
 """
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
 from lgrpo.budget import fewer_rollouts, reporter
+from lgrpo.divergence import IN_A_ROW, diverged
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
@@ -31,6 +32,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.runs.contents import compare
 from lgrpo.screen import Show
 from lgrpo.verify import boxed
 from lgrpo.watch import REPORT_EVERY, Watch
@@ -44,6 +46,7 @@ class Progress:
 
     step: int = 0  # batches learnt
     cursor: int = 0  # prompts drawn
+    skipped: int = 0  # optimiser steps left out one after the other
 
 
 def train(
@@ -84,10 +87,14 @@ def train(
             show.phase("learning")
             began = time.monotonic()
             numbers = learner.learn(drawn.kept) if drawn.kept else {}
-            progress = Progress(progress.step + 1, drawn.cursor)
+            if all(rollout.broken for group in drawn.seen for rollout in group.rollouts):
+                learner.optimizer.leave_out()  # nothing can be learnt from weights without a logit that is a number
+                numbers = {"skipped": 1.0}
+            progress = Progress(progress.step + 1, drawn.cursor, learner.optimizer.skipped)
             numbers = {**_seen(drawn, settings), **numbers, "update_s": time.monotonic() - began}
             watch.step(progress.step, {**numbers, **now_on(policy.device)})
             _say(policy, settings, progress, drawn, show)
+            _check(policy, settings, progress, numbers, watch, run)
             if progress.step % settings.eval_every == 0 or progress.step == settings.steps:
                 show.phase(f"scoring {len(held_out)} held-out problems")
                 _score_and_save(policy, engine, held_out, grader, settings, learner, progress, watch, run)
@@ -138,6 +145,26 @@ def _say(policy: Policy, settings: TrainSettings, progress: Progress, drawn: Dra
     show.sample(problem.problem, chain, answer, right, problem.answer)
 
 
+def _check(
+    policy: Policy, settings: TrainSettings, progress: Progress, numbers: Mapping[str, Any], watch: Watch, run: Run
+) -> None:
+    """Tell of optimiser steps that were left out. Raises UserError where too many were, one after the other."""
+    if left_out := int(numbers.get("skipped") or 0):
+        watch.show.warn(f"step {progress.step}: {left_out} optimiser steps left out: loss or gradient not finite")
+        run.event("skipped", step=progress.step, count=left_out)
+    if progress.skipped >= IN_A_ROW:
+        best = run.best()
+        error = diverged(
+            f"step {progress.step}",
+            policy.model.named_parameters(),
+            f"nothing is lost: start again from the last good checkpoint with a lower rate, "
+            f"`lgrpo train {run.latest()} --lr {settings.lr / 2:g} --out {run.folder}-2`; the best is {best and best.name}",
+        )
+        run.event("diverged", step=progress.step, what=str(error))
+        watch.report()
+        raise error
+
+
 def _score_and_save(
     policy: Policy,
     engine: Engine,
@@ -171,8 +198,10 @@ def _save(policy: Policy, learner: Learner, progress: Progress, run: Run, score:
 
     def write(folder: Path) -> None:
         policy.save(folder)
-        save_file(learner.optimizer.state(), folder / TENSORS)
-        (folder / STATE).write_text(json.dumps({"step": progress.step, "cursor": progress.cursor}))
+        tensors = learner.optimizer.state()
+        save_file(tensors, folder / TENSORS)
+        compare([folder / TENSORS], tensors)
+        (folder / STATE).write_text(json.dumps(asdict(progress)))
 
     run.save(f"step-{progress.step:06d}", write, score)
     run.prune()
@@ -186,4 +215,6 @@ def _resume(run: Run, learner: Learner) -> Progress:
     state: dict[str, Any] = json.loads((latest / STATE).read_text())
     learner.optimizer.load_state(load_file(latest / TENSORS))
     run.rewind(state["step"])
-    return replace(Progress(), **state)
+    progress = replace(Progress(), **state)
+    learner.optimizer.skipped = progress.skipped
+    return progress

@@ -27,6 +27,10 @@ def write_model(folder: Path) -> None:
     (folder / "state" / "note").write_text("whole")
 
 
+def _resolve(source):
+    return resolve_checkpoint(source, lambda text: pytest.fail(text))
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -255,15 +259,22 @@ def test_a_replacement_cut_between_its_two_renames_brings_the_old_one_back(tmp_p
 def test_latest_and_best_are_by_order_of_saving_and_score_and_survive_pruning(tmp_path):
     with start(tmp_path / "a") as run:
         assert (run.latest(), run.best(), run.best_score()) == (None, None, None)
-        for name, score in (("step-10", 0.5), ("step-9", 0.8), ("walk-1", 0.8), ("step-100", None)):
+        saved = [
+            ("step-8", 0.8),
+            ("step-10", 0.5),
+            ("step-9", 0.8),
+            ("walk-1", 0.6),
+            ("step-100", None),
+            ("labels", None),
+        ]
+        for name, score in saved:
             run.save(name, write_model, score=score)
-        assert [path.name for path in run.checkpoints()] == ["step-10", "step-9", "walk-1", "step-100"]
-        assert (run.latest().name, run.best().name, run.best_score()) == ("step-100", "step-9", 0.8)
-        run.mark_best("walk-1", 0.9)
-        run.prune(keep={"step-10"})
-        assert [path.name for path in run.checkpoints()] == ["step-10", "walk-1", "step-100"]
-        assert run.best().name == "walk-1"
-        assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == ["step-10", "step-100", "walk-1"]
+        assert [path.name for path in run.checkpoints()] == [name for name, _ in saved]
+        assert (run.latest().name, run.best().name, run.best_score()) == ("labels", "step-8", 0.8)
+        run.prune()
+        kept = ["step-8", "step-9", "walk-1", "step-100", "labels"]  # the best, and the newest two of each kind
+        assert [path.name for path in run.checkpoints()] == kept
+        assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == sorted(kept)
 
 
 def test_checkpoint_name_cannot_leave_the_run(tmp_path):
@@ -297,25 +308,25 @@ def test_resolve_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with start(Path("runs/tiny-init"), "init") as run:
         with refused("holds no checkpoint yet"):
-            resolve_checkpoint("runs/tiny-init")
+            _resolve("runs/tiny-init")
         run.save("step-1", write_model)
         run.save("step-2", write_model)
-        assert resolve_checkpoint("runs/tiny-init") == "runs/tiny-init/checkpoints/step-2"
-        run.mark_best("step-1", 0.5)
-        assert resolve_checkpoint("runs/tiny-init/") == "runs/tiny-init/checkpoints/step-1"
+        assert _resolve("runs/tiny-init") == "runs/tiny-init/checkpoints/step-2"
+        run.save("step-1", write_model, score=0.5)
+        assert _resolve("runs/tiny-init/") == "runs/tiny-init/checkpoints/step-1"
     Path("model").mkdir()
     with refused("neither a run"):
-        resolve_checkpoint("model")
+        _resolve("model")
     Path("model/config.json").write_text("{}")
-    assert resolve_checkpoint("model") == "model"
+    assert _resolve("model") == "model"
     with refused("is a file"):
-        resolve_checkpoint("model/config.json")
-    assert resolve_checkpoint("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+        _resolve("model/config.json")
+    assert _resolve("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
     for wrong in ("runs/tiny-imit", "model/x", "nothing", "", "../a", "a/b/c", "./a", "/a"):
         with refused("there is no"):
             resolve_checkpoint(wrong)
     with refused(r"did you mean runs/tiny-init\?"):
-        resolve_checkpoint("runs/tiny-imit")
+        _resolve("runs/tiny-imit")
 
 
 def test_newest_run_is_the_one_that_saved_last(tmp_path):

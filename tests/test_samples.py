@@ -9,8 +9,9 @@ import pytest
 
 from lgrpo.errors import UserError
 from lgrpo.evaluate import Asked
-from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of
+from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, path_of
 from lgrpo.problems import Problem
+from lgrpo.runs.contents import content_hash
 
 PROBLEMS = [Problem("one?", "1"), Problem("two?", "2"), Problem("three?", "3")]
 

@@ -21,8 +21,10 @@ from lgrpo.verify import boxed
 
 def recognised(policy: Policy, name: str, problems: Sequence[Problem], settings: TrainSettings) -> Card:
     """The policy's card; a latent one where the checkpoint has none and turns out to have a latent chain."""
+    if policy.latent:
+        return policy.card
     source = None if session.is_tiny(name) else session.find(name)
-    if policy.latent or not session.has_latent_chain(policy, source, problems, settings):
+    if not session.has_latent_chain(policy, source, problems, settings):
         return policy.card
     print(f"{name} has no {CARD}, but answers after a latent chain: it is asked for one", file=sys.stderr)
     return replace(policy.card, mode="latent")

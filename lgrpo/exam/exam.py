@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from lgrpo import evaluate, reading, session
 from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
-from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, content_hash, path_of, short_hash
+from lgrpo.exam.samples import EXPLORED, PASS_AT_1, Outcome, Samples, path_of
 from lgrpo.interrupt import Stopped
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
+from lgrpo.runs.contents import short_hash
 from lgrpo.runs.durable import now, read_json, write_json
 from lgrpo.runs.guard import writing
 from lgrpo.screen import Show
@@ -55,9 +56,8 @@ class Exam:
         self.name, self.model, self.policy, self.engine = name, model, policy, engine
         self.settings, self.seed = settings, seed
         self.folder = out or _folder(name, model)
-        local = Path(model).is_dir()
         self.identity = {
-            "model": content_hash(Path(model)) if local else [model, policy.model.config._commit_hash],
+            "model": session.model_hash(policy, model),
             "mode": policy.card.mode,
             "latent": asdict(engine.latent),
             "text": asdict(engine.text),

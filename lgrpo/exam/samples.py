@@ -10,9 +10,7 @@ problems are asked anew, and nothing of another checkpoint or setting is ever mi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,13 +18,12 @@ from lgrpo.errors import UserError
 from lgrpo.evaluate import Asked
 from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
+from lgrpo.runs.contents import short_hash
 from lgrpo.runs.durable import from_json, lock, to_json
 from lgrpo.runs.guard import writing
 
 FORMAT = 2  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
-_MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
-_STATE = ("train_state", "saved.json")  # beside a model of ours, and no part of it
 
 
 class Outcome(NamedTuple):
@@ -125,31 +122,6 @@ class Samples:
 def path_of(folder: Path, benchmark: str, identity: Mapping[str, Any]) -> Path:
     """The file of the samples of a benchmark under an identity: all that decides what a sample is, but the problem."""
     return folder / f"{safe_name(benchmark)}-{short_hash({'format': FORMAT, **identity})}.jsonl"
-
-
-def short_hash(value: Any) -> str:
-    """12 hexadecimal digits of anything JSON can hold."""
-    return hashlib.blake2b(to_json(value).encode("utf-8", "replace"), digest_size=6).hexdigest()
-
-
-def content_hash(folder: Path) -> str:
-    """Of all files of a model's folder that decide what it answers: weights, configuration, tokenizer, card."""
-    try:
-        files = [path for path in sorted(folder.iterdir()) if path.suffix in _MODEL_FILES]
-        files = [path for path in files if not path.name.startswith(_STATE)]
-        with ThreadPoolExecutor(4) as pool:
-            hashes = list(pool.map(_file_hash, files))
-    except OSError as error:  # a run that goes on removes the checkpoint it has a better one for
-        raise UserError(f"{folder} cannot be read to its end ({error.strerror or error}); try again") from error
-    return short_hash(dict(zip([path.name for path in files], hashes, strict=True)))
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _key(problem: Problem) -> str:

@@ -54,7 +54,7 @@ def evaluate(asked: EvalOptions) -> None:
         raise UserError("--json and --markdown are two forms of the same answer; choose one")
     where = session.pick_device(asked.device)
     for name in names:
-        session.find(name)  # all names first: a wrong one must not cost the minutes of those before it
+        session.check_name(name)  # all names first: a wrong one must not cost the minutes of those before it
     benchmarks = _named_apart([_read(source, asked.limit) for source in dict.fromkeys(asked.data)])
     with Verifier() as grader, Show() as show:
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
@@ -102,8 +102,10 @@ def _checkpoint(
     name: str, device: str, benchmarks: Sequence[Benchmark], asked: EvalOptions, grader: Verifier, show: Show
 ) -> list[Scored]:
     """The scores of one checkpoint. Its memory is free again when this returns."""
-    model = session.find(name)  # once: the best checkpoint of a run that goes on may be another the next moment
-    policy = session.load(None if session.is_tiny(name) else model, device)
+    model = session.find(
+        name, show.warn
+    )  # once: the best checkpoint of a run that goes on may be another the next moment
+    policy = session.load(name, device, model)
     policy.name = name
     benchmarks = benchmarks or [_read(session.test_source(policy), asked.limit)]
     settings = ask.engine_settings(policy, asked.max_response)

@@ -16,6 +16,7 @@ from lgrpo.budget import Budget, Parts
 from lgrpo.latent_sft.encoder import Encoder
 from lgrpo.latent_sft.examples import Example, cut
 from lgrpo.policy import Policy
+from lgrpo.runs.contents import compare
 from lgrpo.superposition import NOISE_HIGH, NOISE_LOW
 
 REDRAWS = 100  # of one step's noise, before `end_id` is taken out of its label instead
@@ -40,7 +41,10 @@ class Labels:
         return float(-torch.xlogy(self.probabilities, self.probabilities).sum(1).mean())
 
     def save(self, path: Path) -> None:
-        save_file({"indices": self.indices, "probabilities": self.probabilities, "starts": self.starts}, path)
+        """Write them, and read them back. Raises OSError where they are not the same."""
+        tensors = {"indices": self.indices, "probabilities": self.probabilities, "starts": self.starts}
+        save_file(tensors, path)
+        compare([path], tensors)
 
     @classmethod
     def load(cls, path: Path) -> "Labels":

@@ -19,6 +19,7 @@ from lgrpo.errors import UserError
 from lgrpo.policy import attention, products
 from lgrpo.policy.cache import SlotCache
 from lgrpo.policy.lean import LeanDecoder
+from lgrpo.runs.contents import compare
 
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
@@ -99,13 +100,17 @@ class Policy:
         return policy
 
     def save(self, folder: Path) -> None:
-        """Write model, tokenizer, chat template and `lgrpo.json` into an existing folder."""
+        """Write model, tokenizer, chat template and `lgrpo.json` into an existing folder, and read the weights back.
+
+        Raises OSError where a tensor on disk is not, bit for bit, the one in memory.
+        """
         self.model.generation_config.pad_token_id = self.pad_id
         self.model.generation_config.eos_token_id = list(self.eos_ids)
         for knob in ("temperature", "top_p", "top_k"):  # sampling knobs beside do_sample=False refuse to save
             if not self.model.generation_config.do_sample:
                 setattr(self.model.generation_config, knob, None)
         self.model.save_pretrained(folder)
+        compare(sorted(folder.glob("*.safetensors")), self.model.state_dict())
         self.tokenizer.save_pretrained(folder)
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from lgrpo.errors import UserError
+from lgrpo.runs.contents import NOTE, damage, is_model_file
 from lgrpo.runs.durable import read_json
 
 KINDS = ("init", "grpo", "explicit")  # endings of run folders' names
@@ -28,7 +29,7 @@ def saved_checkpoints(run: Path) -> list[Saved]:
     """The complete checkpoints of a run folder, in the order of saving; empty where it has none."""
     found = []
     for path in (run / "checkpoints").glob("[!.]*"):
-        note = read_json(path / "saved.json") or {}
+        note = read_json(path / NOTE) or {}
         sequence, score = note.get("sequence"), note.get("score")
         if isinstance(sequence, int):
             found.append(
@@ -48,11 +49,28 @@ def best_saved(run: Path) -> Saved | None:
     return max(scored, key=lambda saved: (saved.score, -saved.sequence), default=None)
 
 
-def resolve_checkpoint(source: str) -> str:
-    """The model folder or hub name meant by `source`.
+def resolve_checkpoint(source: str, say: Callable[[str], None]) -> str:
+    """The model folder or hub name meant by `source`: the first of `candidates` that is as it was saved.
 
-    A run folder means its best checkpoint, or its latest where none has a score; a folder with a config.json means
-    itself; a name like owner/name that is no path here is the hub's. Anything else is a UserError with the remedy.
+    `say` hears of each that is damaged. Raises UserError, with the remedy, where all are.
+    """
+    damaged = ""
+    for candidate in candidates(source):
+        what = damage(Path(candidate), is_model_file) if Path(candidate).is_dir() else None
+        if what is None:
+            if damaged:
+                say(f"{damaged}; {candidate} is used instead")
+            return candidate
+        damaged = damaged or f"{candidate} is damaged ({what})"
+    raise UserError(f"{damaged}; name another checkpoint")
+
+
+def candidates(source: str) -> list[str]:
+    """What `source` may mean, the first choice first; never empty, and the files themselves are not read.
+
+    A run folder means its best checkpoint, or its latest where none has a score, and after it, for when it is damaged,
+    the others from the newest on. A folder with a config.json means itself; a name like owner/name that is no path here
+    is the hub's. Anything else is a UserError with the remedy.
     """
     path = Path(source)
     if not source.strip() or (not path.exists() and not _is_hub_name(source)):
@@ -60,18 +78,18 @@ def resolve_checkpoint(source: str) -> str:
             f"there is no {source!r}{_similar(path)}; name a run, a model folder, or a hub model as owner/name"
         )
     if not path.exists():
-        return source
+        return [source]
     if not path.is_dir():
         raise UserError(f"{source} is a file; name the folder of the run or model")
     if (path / "run.json").exists():
         models = [saved for saved in saved_checkpoints(path) if (saved.path / "config.json").exists()]
-        saved = best_saved(path) or (models[-1] if models else None)
-        if saved is None:
+        if not models:
             raise UserError(f"{source} holds no checkpoint yet; let that run save one first, or name another")
-        return str(saved.path)
+        best = best_saved(path) or models[-1]
+        return [str(best.path), *(str(saved.path) for saved in reversed(models) if saved.path != best.path)]
     if not (path / "config.json").exists():
         raise UserError(f"{source} is neither a run (run.json) nor a model (config.json); name the folder that is")
-    return source
+    return [source]
 
 
 def _is_hub_name(source: str) -> bool:

@@ -106,6 +106,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def forget_cached(path: Path) -> None:
+    """Ask the system to read a file that is on disk from there the next time, not from memory."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder under `folder`, and `folder` itself, to disk."""
     for where, _, names in os.walk(folder, topdown=False):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,10 @@ from lgrpo.errors import UserError
 from lgrpo.runs.durable import read_json
 
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
-_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ELSEWHERE = {
+    errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
@@ -52,11 +57,25 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn what a user can mend (disk full, folder not writable) into a UserError; other errors pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _number_of(error)
+        if number is None:
+            raise
+        if number in _FULL:
             remedy = "free some space and run the same command again"
-        elif error.errno in _ELSEWHERE:
+        elif number in _ELSEWHERE:
             remedy = "choose another --out"
+        elif number == errno.EIO:
+            remedy = "the disk may be failing: choose another --out; the checkpoints before it are untouched"
         else:
             raise
-        raise UserError(f"cannot write in {folder}: {error.strerror}; {remedy}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or os.strerror(number)
+        raise UserError(f"cannot write in {folder}: {reason}; {remedy}") from error
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's error number in what safetensors raises, which is no OSError; None in anything else."""
+    if type(error).__name__ != "SafetensorError":
+        return None
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None

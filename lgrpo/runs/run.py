@@ -4,25 +4,29 @@
         run.json            command, settings with reasons, versions, device, seed, ...; "finished" at the end
         metrics.jsonl       one object a step, no step twice
         events.jsonl        what happened besides: skipped steps, out of memory, resumed, ...
-        checkpoints/<name>/ the caller's files (tensors as safetensors, the rest JSON) and saved.json
+        checkpoints/<kind>-<number>/ the caller's files (tensors as safetensors, the rest JSON) and saved.json
         tensorboard/ wandb/ what a tracker wrote, where one was asked for (trackers.py)
         lock                held while a process works here
 
 Order and score of a checkpoint stand in its own saved.json, so "latest" and "best" are derived from what is there and
-cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part; here is the writing.
+cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part, hashes are contents.py's;
+here is the writing. A run that goes on sets damaged checkpoints aside as `.<name>.damaged`, so that the one before is
+the latest; `prune` removes them once another is saved.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from lgrpo.errors import UserError
 from lgrpo.runs.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
+from lgrpo.runs.contents import NOTE, damage, seal
 from lgrpo.runs.durable import (
     FolderLock,
     from_json,
@@ -31,6 +35,7 @@ from lgrpo.runs.durable import (
     publish_folder,
     read_json,
     remove_folder,
+    sync,
     to_json,
     whole_lines,
     write_json,
@@ -52,7 +57,9 @@ class Run:
         self.record: dict[str, Any] = {}
         self.resumed = False
         self.listeners: list[Listener] = []  # told each line of metrics, and each event, once it is written
+        self.damaged: list[str] = []  # checkpoints that were set aside when the run went on, and why
         self._metrics: IO[str] | None = None
+        self._opened, self._seconds = time.monotonic(), 0.0  # when this process began, what those before it worked
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(folder)
@@ -120,17 +127,34 @@ class Run:
             **this_process(),
             "resumed": [],
             "finished": None,
+            "seconds": 0.0,
         }
         write_json(self.folder / "run.json", self.record)
+        sync(self.folder.parent)
 
     def _go_on(self) -> None:
         self.record = read_json(self.folder / "run.json") or {}
         self.resumed = True
+        seconds = self.record.get("seconds")
+        self._seconds = float(seconds) if isinstance(seconds, (int, float)) else 0.0
         mend_folders(self.folder / "checkpoints")
         for name in ("metrics.jsonl", "events.jsonl"):
             whole_lines(self.folder / name)
         self.record.setdefault("resumed", []).append(this_process())
         write_json(self.folder / "run.json", self.record)
+        self._set_aside_damaged()
+        latest = self.latest()
+        self.event("resumed", checkpoint=latest.name if latest else None)
+
+    def _set_aside_damaged(self) -> None:
+        for path in sorted((self.folder / "checkpoints").glob("[!.]*")):
+            what = damage(path) if (path / NOTE).exists() else f"{NOTE} is missing"
+            if what is not None:
+                aside = path.with_name(f".{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+                self.damaged.append(f"{path} is damaged ({what}) and set aside as {aside.name}")
+                self.event("damaged", checkpoint=path.name, what=what)
 
     # -- numbers and events
 
@@ -168,8 +192,9 @@ class Run:
             listener(kind, entry)
 
     def update(self, **facts: Any) -> None:
-        """Set entries of run.json, atomically: what was measured or decided after the start."""
-        self.record.update(facts)
+        """Set entries of run.json, atomically: what was measured or decided after the start. `seconds` is brought along:
+        the wall time of all processes that worked on the run."""
+        self.record.update(facts, seconds=self._seconds + time.monotonic() - self._opened)
         with writing(self.folder):
             write_json(self.folder / "run.json", self.record)
 
@@ -186,7 +211,8 @@ class Run:
     def save(self, name: str, write: Callable[[Path], None], score: float | None = None) -> Path:
         """Call `write(folder)` and make that folder the checkpoint `name`, complete and on disk, or change nothing.
 
-        A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises.
+        A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises. Each file
+        is read back from disk for its hash (contents.py); that tensors are what they were is `write`'s to compare.
         """
         if safe_name(name) != name:
             raise ValueError(f"not a name for a folder: {name!r}")
@@ -195,24 +221,24 @@ class Run:
         order = [saved.sequence for saved in saved_checkpoints(self.folder)]
         try:
             with writing(self.folder):
-                if self._metrics is not None:  # metrics on disk are never older than the newest checkpoint
-                    os.fsync(self._metrics.fileno())
+                self._flush()
                 shutil.rmtree(beside, ignore_errors=True)
                 beside.mkdir(parents=True)
                 write(beside)
-                note = {"sequence": max(order, default=0) + 1, "saved": now(), "score": score}
-                write_json(beside / "saved.json", note)
+                seal(beside, {"sequence": max(order, default=0) + 1, "saved": now(), "score": score})
                 publish_folder(beside, target)
+                sync(self.folder)
         except BaseException:
             mend_folders(target.parent)
             raise
+        self.update()
         return target
 
-    def mark_best(self, name: str, score: float) -> None:
-        """Give a saved checkpoint its score afterwards; `save(..., score=...)` leaves no moment between."""
-        path = self.folder / "checkpoints" / name / "saved.json"
-        with writing(self.folder):
-            write_json(path, {**(read_json(path) or {}), "score": score})
+    def _flush(self) -> None:
+        """Metrics and events on disk are never older than the newest checkpoint."""
+        for name in ("metrics.jsonl", "events.jsonl"):
+            if (self.folder / name).exists():
+                sync(self.folder / name)
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
@@ -233,13 +259,21 @@ class Run:
         saved = best_saved(self.folder)
         return saved.score if saved else None
 
-    def prune(self, keep: Collection[str] = ()) -> None:
-        """Remove all checkpoints but the best, the latest and those named in `keep`."""
-        stay = {self.latest(), self.best()}
+    def prune(self) -> None:
+        """Remove all checkpoints but the best and, of each kind (`step-12` is a `step`), the newest and the one before.
+
+        The one before is what a run falls back on where the newest turns out to be damaged.
+        """
+        kinds: dict[str, list[Path]] = {}
+        for path in self.checkpoints():
+            kinds.setdefault(path.name.rpartition("-")[0], []).append(path)
+        stay = {self.best(), *(path for paths in kinds.values() for path in paths[-2:])}
         with writing(self.folder):
             for path in self.checkpoints():
-                if path not in stay and path.name not in keep:
+                if path not in stay:
                     remove_folder(path)
+            for path in (self.folder / "checkpoints").glob(".*.damaged"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Close files and let other processes in. Twice is once."""
