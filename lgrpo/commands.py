@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from lgrpo import plan, session, trackers
 from lgrpo.data import need_chain
@@ -129,22 +129,55 @@ def train(asked: TrainOptions) -> Path:
     if asked.checkpoint is None:
         return _train(asked)
     folder = Path(asked.checkpoint)
-    record = read_json(folder / "run.json") or {}
-    if record.get("options") and record["command"] == "train" and asked.out is None:
-        asked = _continued(folder, record, asked)
-    elif record.get("options") and record["command"] == "init" and not record["finished"]:
+    began = recorded(folder)
+    if isinstance(began, TrainOptions) and asked.out is None:
+        asked = _continued(folder, began, asked)
+    elif isinstance(began, InitOptions) and not (read_json(folder / "run.json") or {}).get("finished"):
         print(f"{folder} is not finished: going on with `lgrpo init` first", file=sys.stderr)
-        began = InitOptions(**record["options"])
         init(replace(began, out=folder, device=asked.device or began.device))
     return _train(asked)
 
 
-def _continued(folder: Path, record: dict[str, Any], asked: TrainOptions) -> TrainOptions:
+def recorded(folder: Path) -> InitOptions | TrainOptions | None:
+    """The options a run began with; None where the folder is no run. Raises UserError where they are damaged."""
+    record = read_json(folder / "run.json") or {}
+    if not record.get("options"):
+        return None
+    kinds: dict[Any, type[InitOptions] | type[TrainOptions]] = {"init": InitOptions, "train": TrainOptions}
+    damaged = UserError(f"{folder / 'run.json'} is damaged (options); begin the run again with --overwrite")
+    options, command = record["options"], record.get("command")
+    if not isinstance(options, dict) or not isinstance(command, str) or command not in kinds:
+        raise damaged
+    declared = get_type_hints(kinds[command])
+    for name, value in options.items():
+        if name not in declared or not _is_a(value, declared[name]):
+            raise damaged
+    return kinds[command](**options)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is what a field of the options is declared as."""
+    if value is None:
+        return type(None) in get_args(kind)
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds = get_args(kind) or (kind,)
+    if float in kinds and type(value) in (int, float):
+        return 0 < value <= 1
+    if int in kinds and type(value) is int:
+        return 0 <= value < 1 << 32
+    return type(value) in kinds and type(value) in (str, bool)
+
+
+def _continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:
     """Options of a run of `train`, with what was given now on top."""
     given = {name: value for name, value in asdict(asked).items() if value not in (None, (), False)}
-    began = record["options"]
-    merged = TrainOptions(**{**began, **given, "checkpoint": began["checkpoint"], "out": folder})
-    done = record["settings"]["steps"]["value"]
+    merged = replace(began, **{**given, "checkpoint": began.checkpoint, "out": folder})
+    record = read_json(folder / "run.json") or {}
+    try:
+        done = int(record["settings"]["steps"]["value"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged (settings); begin the run again with --overwrite") from error
     if record.get("finished") and (merged.steps or 0) <= done and not merged.overwrite:
         raise UserError(f"{folder} has finished its {done} steps; `lgrpo eval` scores it, --steps N trains on")
     return merged

@@ -25,12 +25,12 @@ class History:
     def read(cls, run: Path) -> History:
         """Of a run folder. Lines that are no JSON object, such as a torn last one, are passed over."""
         steps: list[Mapping[str, Any]] = [
-            entry for entry in read_lines(run / "metrics.jsonl") if isinstance(entry.get("step"), int)
+            entry for entry in read_lines(run / "metrics.jsonl") if type(entry.get("step")) is int
         ]
-        newest: dict[Any, Mapping[str, Any]] = {}  # a step that was scored again after a resume counts once
+        newest: dict[int, Mapping[str, Any]] = {}  # a step that was scored again after a resume counts once
         for event in read_lines(run / "events.jsonl"):
-            if event.get("event") == "held_out":
-                newest[event.get("step")] = event
+            if event.get("event") == "held_out" and type(event.get("step")) is int:
+                newest[event["step"]] = event
         return cls(steps, [newest[step] for step in sorted(newest)])
 
     def add(self, step: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ tokenizer at each load and never stored in code (docs/method.md, 1).
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lgrpo.errors import UserError
-from lgrpo.policy import attention, products
+from lgrpo.policy import attention, files, products
 from lgrpo.policy.cache import SlotCache
 from lgrpo.policy.lean import LeanDecoder
 from lgrpo.runs.contents import compare
@@ -28,6 +29,17 @@ DATE = "26 Jul 2024"  # what Llama 3's chat template falls back on where it cann
 PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
     "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 )
+
+
+_WHOLE, _ANY = (int,), (int, float)
+_ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and most of what a card may hold
+    "max_response": (_WHOLE, 1, 1 << 30),
+    "top_k": (_WHOLE, 1, 1 << 30),
+    "tau": (_ANY, 1e-6, 1e6),
+    "noise_scale": (_ANY, 0, 1e6),
+    "temperature": (_ANY, 0, 1e6),
+    "top_p": (_ANY, 1e-6, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,17 @@ class Policy:
         self.pad_id: int = tokenizer.pad_token_id
         self.begin_ids: list[int] = tokenizer.encode(BEGIN, add_special_tokens=False)
         self.end_ids: list[int] = tokenizer.encode(END, add_special_tokens=False)
+        for text, ids in ((BEGIN, self.begin_ids), (END, self.end_ids)):
+            if not ids or tokenizer.unk_token_id in ids:
+                raise UserError(
+                    f"{name}: the tokenizer cannot write {text}; add it as a token (`add_tokens`), and train"
+                )
         self.end_id = self.end_ids[0]
         self.embedding: nn.Module = model.get_input_embeddings()
         rows = self.embedding.weight.shape[0]
-        if len(tokenizer) > rows:
+        if (tokens := max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))) > rows:
             raise UserError(
-                f"{name}: the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}; "
+                f"{name}: the tokenizer has {tokens} tokens but the model embeds {rows}; "
                 "use the tokenizer this model was trained with"
             )
         products.install(model)
@@ -79,23 +96,33 @@ class Policy:
         import transformers
 
         dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+        card = read_card(source)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source))
+            files.check(source)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), dtype=dtype, output_loading_info=True
+                str(source), dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
             )
+        except UserError:
+            raise
         except Exception as error:  # each file format fails in its own way
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            raise UserError(f"{source}: cannot be loaded as a causal language model ({reason})") from error
+            raise UserError(f"{source}: cannot be loaded as a causal language model ({_reason(error)})") from error
         if broken := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
             raise UserError(
                 f"{source}: {len(broken)} tensors are missing or have another shape, {broken[0]} the first; "
                 "the checkpoint is incomplete"
             )
-        card = read_card(source)
+        if strange := sorted(report["unexpected_keys"]):
+            raise UserError(
+                f"{source}: {len(strange)} tensors have no place in this architecture, {strange[0][:80]} the first; "
+                "config.json and weights do not belong together"
+            )
         policy = cls(model.to(device).eval(), tokenizer, card, Path(source).name)
         if card.k > (tokens := len(tokenizer)):
-            raise UserError(f"{source}: {CARD} mixes k = {card.k} tokens where the model has {tokens}; lower k")
+            raise UserError(
+                f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
+            )
+        policy.check_weights()
         policy.check_head()
         return policy
 
@@ -135,7 +162,14 @@ class Policy:
         """Ids of the user turn and the generation prompt; a latent one ends with `<think>` exactly once."""
         turn = [{"role": "user", "content": INSTRUCTION + problem}]
         # Llama 3's template writes today's date: the same seed would be another rollout tomorrow.
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, date_string=DATE)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, date_string=DATE
+            )
+        except Exception as error:  # a template is a small program of the checkpoint's, run in a sandbox
+            raise UserError(
+                f"{self.name}: its chat template fails ({_reason(error)}); mend chat_template.jinja"
+            ) from error
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         if latent and not text.rstrip().endswith(BEGIN):
             ids += self.begin_ids
@@ -193,6 +227,14 @@ class Policy:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
+    def check_weights(self) -> None:
+        """Raises UserError where a weight is no finite number: nothing this model says would mean anything."""
+        for name, parameter in self.model.named_parameters():
+            if not all(math.isfinite(float(end)) for end in torch.aminmax(parameter.detach())):
+                raise UserError(
+                    f"{self.name}: {name} holds numbers that are not finite; copy or fetch the weights again"
+                )
+
     def check_head(self) -> None:
         """Compare `head` with the model's own logits once: some architectures scale theirs. Raises UserError."""
         ids = torch.tensor([self.end_ids], device=self.device)
@@ -202,6 +244,8 @@ class Policy:
             positions = torch.arange(length, device=self.device)[None]
             ours = self.head(self.hidden(self.embedding(ids), causal, positions))
             theirs = self.model(input_ids=ids, use_cache=False).logits.float()
+        if not bool(theirs.isfinite().all()):
+            raise UserError(f"{self.name}: its logits are no finite numbers; weights or config.json are damaged")
         # bfloat16 logits differ by rounding; a scale or a cap differs by far more.
         if not torch.allclose(ours.float(), theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max())):
             kind = self.model.config.model_type
@@ -233,17 +277,32 @@ def read_card(source: str | Path) -> Card:
 
         found = cached_file(str(source), CARD, _raise_exceptions_for_missing_entries=False)
         path = Path(found) if found else path
-    if not path.is_file():
+    if not path.exists():
         return Card("explicit")
     try:
-        card = Card(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        card = Card(**json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
     if card.mode not in ("latent", "explicit") or type(card.k) is not int or card.k < 1:
         raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
-    if not isinstance(card.rollout, dict) or not all(type(v) in (int, float) and v >= 0 for v in card.rollout.values()):
-        raise UserError(f"{path}: rollout must hold settings by name, each a number that is not negative")
+    for name in ("recipe", "data"):
+        if not isinstance(getattr(card, name), str | None):
+            raise UserError(f"{path}: {name} must be a text or null")
+    if not isinstance(card.rollout, dict):
+        raise UserError(f"{path}: rollout must hold settings by name")
+    for name, value in card.rollout.items():
+        kinds, least, most = _ROLLOUT.get(name, (_ANY, 0, 1e300))
+        if type(value) not in kinds or not least <= value <= most:
+            kind = "a number" if float in kinds else "a whole number"
+            raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
     return card
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says, cut to a length that leaves room for the rest of the message."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -253,9 +312,15 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _end_of_sequence(model: Any, tokenizer: Any) -> list[int]:
     """All ids that end a response: the tokenizer's and the model's, which often differ."""
-    found: list[int] = []
+    found: list[Any] = []
     for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.eos_token_id):
         found += source if isinstance(source, list) else [source] if source is not None else []
+    if strange := [one for one in found if type(one) is not int]:
+        raise UserError(
+            f"eos_token_id must be a number or a list of them, not {str(strange[0])[:60]!r}; mend config.json"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    found = [one for one in found if 0 <= one < rows]  # -1 is some models' word for none
     if not found:
         raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return sorted(set(found), key=found.index)

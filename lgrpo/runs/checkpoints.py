@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -31,10 +32,9 @@ def saved_checkpoints(run: Path) -> list[Saved]:
     for path in (run / "checkpoints").glob("[!.]*"):
         note = read_json(path / NOTE) or {}
         sequence, score = note.get("sequence"), note.get("score")
-        if isinstance(sequence, int):
-            found.append(
-                Saved(path, sequence, str(note.get("saved")), score if isinstance(score, (int, float)) else None)
-            )
+        if type(sequence) is int:
+            real = type(score) in (int, float) and abs(score) < math.inf  # false for NaN, too
+            found.append(Saved(path, sequence, str(note.get("saved")), float(score) if real else None))
     return sorted(found, key=lambda saved: saved.sequence)
 
 
@@ -112,7 +112,7 @@ def newest_run(root: Path = Path("runs"), commands: Collection[str] = ("train", 
     newest: tuple[str, Path] | None = None
     for folder in sorted(root.glob("*")):
         record, saved = read_json(folder / "run.json"), latest_saved(folder)
-        if record and saved and record.get("command") in commands:
+        if record and saved and record.get("command") in list(commands):
             newest = max(newest or ("", folder), (saved.time, folder))
     return newest[1] if newest else None
 

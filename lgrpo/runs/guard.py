@@ -37,15 +37,21 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
         if inside:
             raise UserError(f"--overwrite would delete {inside[0]}, which this run starts from; choose another --out")
         return True
-    before = {"command": record.get("command"), **record.get("identity", {})}
+    if not isinstance(known := record.get("identity", {}), dict):
+        raise UserError(f"{folder / 'run.json'} is damaged (identity); choose another --out, or add --overwrite")
+    before = {"command": record.get("command"), **known}
     after = {"command": command, **identity}
     for name in [*after, *before]:
         if before.get(name) != after.get(name):
             raise UserError(
-                f"{folder} holds another run ({name} {before.get(name)}, now {after.get(name)}); "
+                f"{folder} holds another run ({name[:60]} {_short(before.get(name))}, now {_short(after.get(name))}); "
                 "choose another --out, or add --overwrite to replace it"
             )
     return True
+
+
+def _short(value: Any) -> str:
+    return str(value) if len(str(value)) <= 100 else f"{str(value)[:100]}..."
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -1,0 +1,118 @@
+"""A checkpoint's files, looked at before a model is made of them.
+
+What a configuration asks for is only believed where the weights beside it have that size: a wrong number in a JSON
+file must not take hours or all memory. Nothing here executes code that comes with a checkpoint, and nothing reads
+pickles: weights are safetensors, the rest is JSON.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from lgrpo.errors import UserError
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+SMALLEST = 0.5  # bytes of a weight in a file: four bits
+BUFFERS = 1 << 28  # numbers that a model may keep beside its weights and its files need not hold, such as masks
+
+
+def check(source: str | Path) -> None:
+    """Raises UserError unless configuration and weights of a folder or a hub name fit each other by size.
+
+    Takes no memory in proportion to the model. Other errors mean that the files cannot be read at all.
+    """
+    import transformers
+
+    if _found(source, CONFIG) is None:
+        raise UserError(f"{source}: has no {CONFIG}; name the folder of a model, as `save_pretrained` writes it")
+    if _found(source, ADAPTER) is not None:
+        raise UserError(
+            f"{source}: is an adapter ({ADAPTER}); merge it into its model and name the folder of the result"
+        )
+    config = transformers.AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        kind = str(config.model_type)[:60]
+        raise UserError(f"{source}: {kind!r} is no architecture of causal language models that transformers has")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{source}: {config.model_type!r} is an encoder with a decoder; a decoder alone is needed")
+    if getattr(config, "transformers_weights", None) is not None:
+        raise UserError(f"{source}: {CONFIG} names other weights (transformers_weights); call them {WEIGHTS}")
+    tensors, size = 0, 0
+    for path in _weights(source):
+        tensors += _tensors(path)
+        size += path.stat().st_size
+    _check_size(source, config, tensors, size)
+
+
+def _check_size(source: str | Path, config: Any, tensors: int, size: int) -> None:
+    """Compare what a configuration describes with `tensors` and `size` bytes of weight files."""
+    import transformers
+
+    text = config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > tensors:  # before a model is made of them, if only an empty one
+        raise UserError(
+            f"{source}: {CONFIG} has {str(layers)[:20]} layers and the weights are {tensors} tensors; mend it"
+        )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    numbers = sum(one.numel() for one in model.parameters())
+    beside = sum(one.numel() for one in model.buffers())
+    if numbers * SMALLEST > size or beside > BUFFERS:
+        raise UserError(
+            f"{source}: {CONFIG} describes {numbers:.3g} weights and {beside:.3g} numbers beside them, and the weight "
+            f"files have {size:.3g} bytes; they do not belong together"
+        )
+
+
+def _weights(source: str | Path) -> list[Path]:
+    """The files of the weights. Raises UserError where there are none."""
+    if single := _found(source, WEIGHTS):
+        return [single]
+    index = _found(source, INDEX)
+    if index is None:
+        raise UserError(
+            f"{source}: has no {WEIGHTS}; write it with `save_pretrained` (weights in .bin files are pickles, which "
+            "lgrpo does not read)"
+        )
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{source}: {INDEX} has no weight_map from tensors to files; fetch the model again") from error
+    paths = []
+    for name in names:
+        if PurePosixPath(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{source}: {INDEX} names the file {name[:60]!r}; only .safetensors beside it are read")
+        path = _found(source, name)
+        if path is None:
+            raise UserError(f"{source}: the weight file {name[:60]} is missing; the checkpoint is incomplete")
+        paths.append(path)
+    return paths
+
+
+def _tensors(path: Path) -> int:
+    """How many tensors a file holds. Raises UserError where its header does not describe it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return len(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        why = str(error).split("\n")[0][:120]
+        raise UserError(f"{path}: not a whole safetensors file ({why}); copy or fetch it again") from error
+
+
+def _found(source: str | Path, name: str) -> Path | None:
+    """A file of a folder or a hub name, fetched or from the cache; None where there is none."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        str(source), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
+    )
+    return Path(found) if found else None
