@@ -18,7 +18,7 @@ from lgrpo.memory import reinforcement as memory
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
-from lgrpo.problems import Problem
+from lgrpo.problems import Problem, normalised
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
@@ -82,6 +82,7 @@ def init(asked: InitOptions) -> Path:
     settings, rows = init_memory.settle(policy, settings, rows, given)
     problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
     problems, without_chain = need_chain(problems)
+    problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     check_examples(policy, train_set, settings)
@@ -105,7 +106,9 @@ def init(asked: InitOptions) -> Path:
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
         _say_damaged(show, run)
         show.plan(settled)
+        _say_repeated(show, problems)
         _say_left_out(show, without_chain, "have no chain of thought")
+        _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         try:
             initialise(policy, train_set, held_out, settings, grader, run, show)
@@ -205,6 +208,7 @@ def _train(asked: TrainOptions) -> Path:
         del policy  # `init` loads its own, and a GPU may not hold two beside the optimizer
         base = init(_init_first(asked))
         return _train(replace(asked, checkpoint=str(base)))
+    problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     plan_rows = [*plan_rows, train_time(policy, settings, train_set)]
@@ -234,6 +238,8 @@ def _train(asked: TrainOptions) -> Path:
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
         policy.card = replace(policy.card, data=data)
         show.plan(settled)
+        _say_repeated(show, problems)
+        _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
             show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
@@ -284,3 +290,14 @@ def _say_damaged(show: Show, run: Run) -> None:
 def _say_left_out(show: Show, count: int, why: str) -> None:
     if count:
         show.say(f"{count} problems {why} and are left out")
+
+
+def _say_repeated(show: Show, problems: Sequence[Problem]) -> None:
+    """Copies are trained on as often as they are there; several answers to one problem cannot all be right."""
+    answers: dict[str, set[str]] = {}
+    for one in problems:
+        answers.setdefault(normalised(one.problem), set()).add(one.answer)
+    if copies := len(problems) - len(answers):
+        several = sum(len(each) > 1 for each in answers.values())
+        torn = f"; {several} problems have several different answers" if several else ""
+        show.say(f"{copies} problems are copies of others (none of them are both trained on and held out){torn}")

@@ -24,7 +24,8 @@ from lgrpo.runs import checkpoints
 from lgrpo.runs.contents import content_hash
 from lgrpo.superposition import weights_of
 from lgrpo.text import clean
-from lgrpo.verify.answers import boxed
+from lgrpo.verify.answers import boxed, tidy
+from lgrpo.verify.verifier import LONGEST
 
 RUNS = Path("runs")
 TINY = "tiny"  # the embedded model, where nothing here has that name
@@ -135,6 +136,17 @@ def fitting(policy: Policy, problems: Sequence[Problem], max_prompt: int, latent
     if not fit:
         raise UserError(f"every prompt is longer than {max_prompt} positions; try --recipe high")
     return fit, len(problems) - len(fit)
+
+
+def checkable(problems: Sequence[Problem]) -> tuple[list[Problem], int]:
+    """Problems with an answer the verifier can compare, and how many were left out. Raises UserError without any."""
+    kept = [one for one in problems if 0 < len(tidy(one.answer)) <= LONGEST]
+    if not kept:
+        raise UserError(
+            f"none of the {len(problems)} answers can be checked (empty, or longer than {LONGEST} characters); "
+            "give data with answers"
+        )
+    return kept, len(problems) - len(kept)
 
 
 def set_aside(

@@ -81,8 +81,10 @@ def _paths(source: str, split: str) -> list[Path]:
     try:
         if path.is_dir():
             return [path / name for name in files.choose(files.folder_files(path), split, source)]
-        if path.exists():
+        if path.is_file():
             return [path]
+        if path.exists():  # a pipe can be read once, and a problem file is read twice
+            raise UserError(f"{source}: is no regular file; save the problems in one")
     except OSError as error:  # a name too long, a folder that may not be entered
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
     if not hub.is_name(source) or path.suffix.lower() in files.TYPES:

@@ -96,7 +96,6 @@ class Policy:
         import transformers
 
         dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-        card = read_card(source)
         try:
             files.check(source)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
@@ -107,6 +106,7 @@ class Policy:
             raise
         except Exception as error:  # each file format fails in its own way
             raise UserError(f"{source}: cannot be loaded as a causal language model ({_reason(error)})") from error
+        card = read_card(source)
         if broken := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
             raise UserError(
                 f"{source}: {len(broken)} tensors are missing or have another shape, {broken[0]} the first; "

@@ -73,11 +73,15 @@ def candidates(source: str) -> list[str]:
     is the hub's. Anything else is a UserError with the remedy.
     """
     path = Path(source)
-    if not source.strip() or (not path.exists() and not _is_hub_name(source)):
+    try:
+        there = path.exists()
+    except OSError:  # a name too long, a folder that may not be entered
+        there = False
+    if not source.strip() or (not there and not _is_hub_name(source)):
         raise UserError(
-            f"there is no {source!r}{_similar(path)}; name a run, a model folder, or a hub model as owner/name"
+            f"there is no {source[:200]!r}{_similar(path)}; name a run, a model folder, or a hub model as owner/name"
         )
-    if not path.exists():
+    if not there:
         return [source]
     if not path.is_dir():
         raise UserError(f"{source} is a file; name the folder of the run or model")
@@ -101,7 +105,7 @@ def _is_hub_name(source: str) -> bool:
 def _similar(path: Path) -> str:
     try:
         there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
+    except (OSError, ValueError):
         return ""
     near = difflib.get_close_matches(path.name, there, n=1)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""
