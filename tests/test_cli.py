@@ -360,7 +360,7 @@ MODELS = {
     "good.jsonl": "good.jsonl is a file; name the folder",
     "nothing": "nothing is neither a run (run.json) nor a model (config.json)",
     "garbage": "garbage: cannot be loaded as a causal language model",
-    "cut": "cut: cannot be loaded as a causal language model",
+    "cut": "cut/model.safetensors: not a whole safetensors file",
     "carded": "lgrpo.json: not a card lgrpo wrote",
     "owner/name": "owner/name: cannot be loaded as a causal language model",
 }

@@ -8,6 +8,7 @@ It then draws new examples until the minutes are over, shared among the properti
 prints the smallest example it could find.
 """
 
+import copy
 import json
 import math
 import os
@@ -72,7 +73,7 @@ def changed_json(draw_one: Any, text: bytes) -> bytes:
         if draw_one(draw.integers(0, 3)) == 0:
             del inner[last]
         else:
-            inner[last] = draw_one(JSON)
+            inner[last] = copy.deepcopy(draw_one(JSON))  # its parts belong to all examples
     return json.dumps(value).encode("utf-8", "surrogatepass")
 
 

@@ -86,10 +86,12 @@ def _paths(source: str, split: str) -> list[Path]:
         if path.exists():  # a pipe can be read once, and a problem file is read twice
             raise UserError(f"{source}: is no regular file; save the problems in one")
     except OSError as error:  # a name too long, a folder that may not be entered
-        raise UserError(f"{source}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{source[:100]}: cannot be read ({error.strerror or error})") from error
     if not hub.is_name(source) or path.suffix.lower() in files.TYPES:
         aliases = ", ".join(hub.ALIASES)
-        raise UserError(f"{source}: no such file or folder; data may also be arithmetic, {aliases}, or owner/name")
+        raise UserError(
+            f"{source[:100]}: no such file or folder; data may also be arithmetic, {aliases}, or owner/name"
+        )
     return hub.fetch(source, split)
 
 

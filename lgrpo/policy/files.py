@@ -54,9 +54,7 @@ def _check_size(source: str | Path, config: Any, tensors: int, size: int) -> Non
     text = config.get_text_config()
     layers = getattr(text, "num_hidden_layers", 0)
     if not isinstance(layers, int) or layers > tensors:  # before a model is made of them, if only an empty one
-        raise UserError(
-            f"{source}: {CONFIG} has {str(layers)[:20]} layers and the weights are {tensors} tensors; mend it"
-        )
+        raise UserError(f"{source}: {CONFIG} has {str(layers)[:20]} layers, but there are {tensors} tensors; mend it")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     numbers = sum(one.numel() for one in model.parameters())

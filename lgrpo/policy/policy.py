@@ -61,10 +61,6 @@ class Policy:
         self._pieces: dict[int, str] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
-        self.eos_ids = _end_of_sequence(model, tokenizer)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token_id = self.eos_ids[0]
-        self.pad_id: int = tokenizer.pad_token_id
         self.begin_ids: list[int] = tokenizer.encode(BEGIN, add_special_tokens=False)
         self.end_ids: list[int] = tokenizer.encode(END, add_special_tokens=False)
         for text, ids in ((BEGIN, self.begin_ids), (END, self.end_ids)):
@@ -80,6 +76,10 @@ class Policy:
                 f"{name}: the tokenizer has {tokens} tokens but the model embeds {rows}; "
                 "use the tokenizer this model was trained with"
             )
+        self.eos_ids = _end_of_sequence(model, tokenizer)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token_id = self.eos_ids[0]
+        self.pad_id: int = tokenizer.pad_token_id
         products.install(model)
         self.shares_prompts = attention.install(model)
         self.lean = LeanDecoder.of(model) if self.shares_prompts else None
@@ -100,7 +100,12 @@ class Policy:
             files.check(source)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source), dtype=dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+                str(source),
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are in the report, and refused below
             )
         except UserError:
             raise
@@ -122,6 +127,7 @@ class Policy:
             raise UserError(
                 f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
             )
+        policy.prompt_ids("", latent=policy.latent)  # raises where the chat template fails
         policy.check_weights()
         policy.check_head()
         return policy

@@ -99,7 +99,7 @@ def candidates(source: str) -> list[str]:
 def _is_hub_name(source: str) -> bool:
     """owner/name, unless owner is a folder here: then a mistyped path is the likelier meaning."""
     owner = source.split("/")[0]
-    return bool(_HUB_NAME.fullmatch(source)) and owner != "runs" and not Path(owner).exists()
+    return bool(_HUB_NAME.fullmatch(source)) and len(source) <= 100 and owner != "runs" and not Path(owner).exists()
 
 
 def _similar(path: Path) -> str:
