@@ -26,7 +26,7 @@ def check(source: str | Path) -> None:
     """
     import transformers
 
-    if _found(source, CONFIG) is None:
+    if Path(source).is_dir() and _found(source, CONFIG) is None:
         raise UserError(f"{source}: has no {CONFIG}; name the folder of a model, as `save_pretrained` writes it")
     if _found(source, ADAPTER) is not None:
         raise UserError(

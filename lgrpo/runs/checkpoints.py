@@ -33,8 +33,8 @@ def saved_checkpoints(run: Path) -> list[Saved]:
         note = read_json(path / NOTE) or {}
         sequence, score = note.get("sequence"), note.get("score")
         if type(sequence) is int:
-            real = type(score) in (int, float) and abs(score) < math.inf  # false for NaN, too
-            found.append(Saved(path, sequence, str(note.get("saved")), float(score) if real else None))
+            real = isinstance(score, (int, float)) and abs(score) < math.inf  # false for NaN, too
+            found.append(Saved(path, sequence, str(note.get("saved")), score if real else None))
     return sorted(found, key=lambda saved: saved.sequence)
 
 
