@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -33,7 +32,7 @@ def saved_checkpoints(run: Path) -> list[Saved]:
         note = read_json(path / NOTE) or {}
         sequence, score = note.get("sequence"), note.get("score")
         if type(sequence) is int:
-            real = isinstance(score, (int, float)) and abs(score) < math.inf  # false for NaN, too
+            real = isinstance(score, (int, float)) and abs(score) <= 1e300  # false for NaN, too
             found.append(Saved(path, sequence, str(note.get("saved")), score if real else None))
     return sorted(found, key=lambda saved: saved.sequence)
 
