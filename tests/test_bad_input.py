@@ -219,6 +219,7 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "tokenizer-config-list": (put("tokenizer_config.json", "[]"), NOT_LOADED),
     "tokenizer-config-cut": (cut("tokenizer_config.json", 20), NOT_LOADED),
     "tokenizer-config-deep": (put("tokenizer_config.json", DEEP), NOT_LOADED),
+    "tokenizer-length": (changed("tokenizer_config.json", model_max_length=[]), "tokenizer or configuration cannot be"),
     "template-cut": (put("chat_template.jinja", "{% for"), "its chat template fails"),
     "template-raises": (put("chat_template.jinja", "{{ raise_exception('no') }}"), "its chat template fails"),
     "template-divides": (put("chat_template.jinja", "{{ 1 / 0 }}"), "its chat template fails"),

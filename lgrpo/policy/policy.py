@@ -122,12 +122,18 @@ class Policy:
                 f"{source}: {len(strange)} tensors have no place in this architecture, {strange[0][:80]} the first; "
                 "config.json and weights do not belong together"
             )
-        policy = cls(model.to(device).eval(), tokenizer, card, Path(source).name)
+        model = model.to(device).eval()
+        try:
+            policy = cls(model, tokenizer, card, Path(source).name)
+            policy.prompt_ids("", latent=policy.latent)
+        except UserError:
+            raise
+        except Exception as error:  # a tokenizer with entries of another type fails where it is first used
+            raise UserError(f"{source}: tokenizer or configuration cannot be used ({_reason(error)})") from error
         if card.k > (tokens := len(tokenizer)):
             raise UserError(
                 f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
             )
-        policy.prompt_ids("", latent=policy.latent)  # raises where the chat template fails
         policy.check_weights()
         policy.check_head()
         return policy
