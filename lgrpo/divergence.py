@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no finite number: each is left out, and three in a row end the run with a diagnosis."""
+"""Steps whose loss or gradient is not finite: each is left out, and three in a row end the run with a diagnosis."""
 
 from collections.abc import Iterable
 

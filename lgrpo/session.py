@@ -66,7 +66,7 @@ def check_name(source: str) -> None:
 
 
 def find(source: str | None, say: Callable[[str], None] = on_stderr) -> str:
-    """The model folder or hub name meant by a word on the command line: all files of a checkpoint are as they were saved.
+    """The model folder or hub name meant by a word on the command line; of a checkpoint of ours, one that is undamaged.
 
     `say` hears of a damaged one that another takes the place of. Raises UserError where there is none.
     """

@@ -66,7 +66,7 @@ class Stages:
         optimizer = optimizer_of(part, self.schedule, reporter(self.run, self.watch.show))
         if first:
             optimizer.load_state(self._saved)
-            optimizer.skipped = self.skipped
+        optimizer.skipped = self.skipped
         self._optimizer_state = optimizer.state
         key = f"{part.name} {self.schedule.seed}"
         for step in range(first, part.steps):

@@ -157,8 +157,9 @@ def _check(
         error = diverged(
             f"step {progress.step}",
             policy.model.named_parameters(),
-            f"nothing is lost: start again from the last good checkpoint with a lower rate, "
-            f"`lgrpo train {run.latest()} --lr {settings.lr / 2:g} --out {run.folder}-2`; the best is {best and best.name}",
+            "start again from the last good checkpoint with a lower rate, "
+            f"`lgrpo train {run.latest()} --lr {settings.lr / 2:g} --out {run.folder}-2`; "
+            f"the best is {best and best.name}",
         )
         run.event("diverged", step=progress.step, what=str(error))
         watch.report()

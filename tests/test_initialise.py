@@ -458,3 +458,46 @@ def test_other_architectures_go_through_all_parts(architecture: str) -> None:
     assert len(show.numbers) == sum(STEPS.values())
     assert show.samples == 2
     assert all(numbers["grad_norm"] > 0 for numbers in show.numbers)
+
+
+@pytest.mark.parametrize("name", ["progress", "labels"], ids=["the newest progress", "labels whose encoder is gone"])
+def test_a_damaged_checkpoint_costs_time_and_changes_no_bit(tmp_path: Path, name: str) -> None:
+    with start(tmp_path / "whole") as run:
+        whole = weights(go(run, Recorder(), grader=ByText(), eval_every=1))
+    with start(tmp_path / "hurt") as run, pytest.raises(KeyboardInterrupt):
+        go(run, Recorder(stop_after=8), grader=ByText(), eval_every=1)
+    saved = sorted(os.listdir(tmp_path / "hurt/checkpoints"))
+    assert [one for one in saved if one.startswith("progress")] == ["progress-000007", "progress-000008"]
+    folder = max((tmp_path / "hurt/checkpoints").glob(f"{name}*"))
+    file = next(folder.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with start(tmp_path / "hurt") as run:
+        assert len(run.damaged) == 1
+        show = Recorder()
+        again = weights(go(run, show, grader=ByText(), eval_every=1))
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+    assert next(stage for stage in show.stages if stage[0] != "labels") == (
+        ("walk", 4, 1) if name == "progress" else ("warm start", 2, 0)
+    )
+    lines = [[computed(one) for one in History.read(tmp_path / folder).steps] for folder in ("whole", "hurt")]
+    assert lines[0] == lines[1]
+
+
+def test_three_losses_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, taken = Optimizer.step, [0]
+
+    def poisoned(self: Optimizer) -> Any:
+        taken[0] += 1
+        if taken[0] in {1, 2, 4, 5, 6}:
+            for parameter in self.parameters:
+                parameter.grad = parameter.grad if parameter.grad is None else parameter.grad * float("inf")
+        return step(self)
+
+    monkeypatch.setattr(Optimizer, "step", poisoned)
+    show = Recorder()
+    with start(tmp_path) as run, pytest.raises(UserError, match="3 optimiser steps in a row") as caught:
+        go(run, show, walk_steps=6)
+    assert "begin again with a lower rate, --lr " in str(caught.value)
+    assert [one["skipped"] for one in show.numbers] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]

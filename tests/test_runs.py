@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lgrpo.errors import UserError
 from lgrpo.runs import Run
 from lgrpo.runs.checkpoints import newest_run, resolve_checkpoint, run_folder, safe_name
+from lgrpo.runs.contents import compare, damage
 from lgrpo.runs.durable import write_json
 
 SETTINGS = [("lr", 1e-6, "from the paper"), ("seed", 3, "you set it")]
@@ -324,7 +327,7 @@ def test_resolve_checkpoint(tmp_path, monkeypatch):
     assert _resolve("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
     for wrong in ("runs/tiny-imit", "model/x", "nothing", "", "../a", "a/b/c", "./a", "/a"):
         with refused("there is no"):
-            resolve_checkpoint(wrong)
+            _resolve(wrong)
     with refused(r"did you mean runs/tiny-init\?"):
         _resolve("runs/tiny-imit")
 
@@ -353,3 +356,164 @@ def test_run_folders_are_named_after_the_model_and_stay_under_the_root(tmp_path)
         assert run_folder(root, name, "grpo").parent == root
         assert run_folder(root, name, "grpo").name[0].isalnum()
     assert safe_name("a b\nc/../d") == "a-b-c-..-d"
+
+
+# -- what a disk does
+
+
+def write_tensors(folder: Path, value: float = 1.0) -> None:
+    tensors = {"a": torch.full((300,), value), "b": torch.arange(4)}
+    save_file(tensors, folder / "model.safetensors")
+    compare([folder / "model.safetensors"], tensors)
+    (folder / "config.json").write_text("{}")
+
+
+def flip(path: Path, place: int = -5) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a flipped bit": (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is not what was written"),
+    "a cut file": (lambda folder: os.truncate(folder / "model.safetensors", 600), "model.safetensors is not what"),
+    "a missing file": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "no record": (lambda folder: (folder / "saved.json").unlink(), "saved.json is missing"),
+    "half a record": (lambda folder: os.truncate(folder / "saved.json", 40), "saved.json cannot be read"),
+    "another score": (
+        lambda folder: (folder / "saved.json").write_text((folder / "saved.json").read_text().replace("0.5", "0.9")),
+        "saved.json is not what was written",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, name):
+    harm, what = DAMAGES[name]
+    with start(tmp_path / "a") as run:
+        run.save("step-1", write_tensors, score=0.2)
+        run.save("step-2", write_tensors, score=0.5)
+    harm(tmp_path / "a/checkpoints/step-2")
+    said = []
+    assert resolve_checkpoint(str(tmp_path / "a"), said.append) == str(tmp_path / "a/checkpoints/step-1")
+    assert len(said) == ("record" not in name)  # a folder without a record was never a checkpoint
+    with start(tmp_path / "a") as run:
+        assert (run.latest().name, run.best().name) == ("step-1", "step-1")
+        assert len(run.damaged) == 1
+        assert f"step-2 is damaged ({what}" in run.damaged[0]
+        events = lines(run.folder / "events.jsonl")
+        assert [event["event"] for event in events] == ["damaged", "resumed"]
+        assert events[1]["checkpoint"] == "step-1"
+        assert (run.folder / "checkpoints/.step-2.damaged").exists()
+        run.save("step-2", write_tensors, score=0.5)
+        run.prune()
+        assert sorted(os.listdir(run.folder / "checkpoints")) == ["step-1", "step-2"]
+
+
+def test_a_checkpoint_named_itself_is_refused_where_it_is_damaged(tmp_path):
+    with start(tmp_path / "a") as run:
+        path = run.save("step-1", write_tensors)
+    flip(path / "model.safetensors")
+    with refused(r"step-1 is damaged \(model.safetensors is not what was written\); name another checkpoint"):
+        _resolve(str(path))
+    with refused("name another checkpoint"):
+        _resolve(str(tmp_path / "a"))
+
+
+def test_a_tensor_that_reads_back_as_another_is_noticed_and_the_one_before_stays(tmp_path):
+    def wrong(folder: Path) -> None:
+        tensors = {"a": torch.zeros(300)}
+        save_file(tensors, folder / "model.safetensors")
+        flip(folder / "model.safetensors")
+        compare([folder / "model.safetensors"], tensors)
+
+    with start(tmp_path / "a") as run:
+        run.save("step-1", write_tensors)
+        with refused("the tensor a reads back from disk as another than was written; the disk may be failing"):
+            run.save("step-1", wrong)
+        assert damage(run.latest()) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "memory", "fine"),
+    [
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}, True),
+        ({"a": 1.0, "new": 2.0}, {"a": 1.0, "old": 2.0}, True),  # renamed
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}, False),
+        ({"a": 1.0, "b": 2.0}, {"a": 1.0}, False),
+        ({"a": 1.0, "new": 3.0}, {"a": 1.0, "old": 2.0}, False),
+        ({"a": float("nan")}, {"a": float("nan")}, True),
+        ({"a": 0.0}, {"a": -0.0}, False),
+    ],
+)
+def test_tensors_are_compared_by_name_or_content_to_the_bit(tmp_path, file, memory, fine):
+    path = tmp_path / "x.safetensors"
+    save_file({name: torch.full((3,), value) for name, value in file.items()}, path)
+    kept = {name: torch.full((3,), value) for name, value in memory.items()}
+    if fine:
+        compare([path], kept)
+        shared = kept["a"]
+        compare([path], {**kept, "tied": shared})
+    else:
+        with pytest.raises(OSError, match="reads back"):
+            compare([path], kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size by Linux means")
+def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(tmp_path):
+    """Safetensors has an error of its own for it. The real thing: a file system of a megabyte needs root."""
+    code = (
+        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom safetensors.torch import save_file\n"
+        "from lgrpo.runs import Run\nrun = Run.start(Path(sys.argv[1]), 'train', [])\n"
+        "big = lambda size: lambda folder: save_file({'a': torch.zeros(size)}, folder / 'a.safetensors')\n"
+        "run.save('step-1', big(10))\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "run.save('step-2', big(100_000))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True)
+    message = "File too large; choose another --out"
+    assert done.stderr.splitlines()[-1] == f"lgrpo.errors.UserError: cannot write in {tmp_path / 'a'}: {message}"
+    assert os.listdir(tmp_path / "a/checkpoints") == ["step-1"]
+
+
+def test_nothing_is_renamed_before_it_is_on_disk_and_the_name_is_flushed_after(tmp_path, monkeypatch):
+    """What a power cut needs: every file, then its folder, then the new name. All calls are the real ones."""
+    order = []
+
+    def spy(name, where):
+        real = getattr(os, name)
+
+        def call(first, *rest):
+            order.append((name, where(first, *rest)))
+            return real(first, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    spy("fsync", lambda handle: Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+    spy("rename", lambda source, target: Path(target).name)
+    spy("replace", lambda source, target: Path(target).name)
+    with start(tmp_path / "a") as run:
+        run.log(1, reward=0.5)
+        run.event("oom")
+        order.clear()
+        run.save("step-1", write_tensors)
+    visible = order.index(("rename", "step-1"))
+    before, after = order[:visible], order[visible:]
+    for name in ("metrics.jsonl", "events.jsonl", "model.safetensors", "config.json", ".step-1.new"):
+        assert ("fsync", name) in before, name
+    assert before.index(("fsync", ".saved.json.new")) < before.index(("replace", "saved.json"))
+    assert before[-1] == ("fsync", ".step-1.new")
+    assert after[1:3] == [("fsync", "checkpoints"), ("fsync", "a")]
+
+
+def test_the_time_of_all_processes_is_counted(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("lgrpo.runs.run.time.monotonic", lambda: clock[0])
+    with start(tmp_path / "a") as run:
+        clock[0] += 30
+        run.save("step-1", write_tensors)
+        clock[0] += 1000  # lost: the process was killed
+    clock[0] = 7.0
+    with start(tmp_path / "a") as run:
+        clock[0] += 12
+        run.finish()
+    assert json.loads((tmp_path / "a/run.json").read_text())["seconds"] == 42.0

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from lgrpo import arithmetic, evaluate, tiny
 from lgrpo.engine.slots import Slots
+from lgrpo.errors import UserError
 from lgrpo.groups import Group, Sampler
+from lgrpo.learner import Learner
 from lgrpo.metrics import group
 from lgrpo.optimizer import Optimizer
 from lgrpo.plan import Setting, TrainSettings, train_settings
@@ -287,3 +289,95 @@ def test_a_checkpoint_is_asked_the_way_it_was_trained(tmp_path: Path) -> None:
     asked = engine_settings(Policy.load(latest), None)
     assert (asked.max_response, asked.noise_scale) == (6, 0.125)
     assert engine_settings(Policy.load(latest), 9).max_response == 9
+
+
+class Poisoned(Optimizer):
+    """Its gradients of the steps in `bad` (from 1) are no numbers."""
+
+    bad: frozenset[int] = frozenset()
+    taken = 0
+
+    def step(self) -> Any:
+        Poisoned.taken += 1
+        if Poisoned.taken in Poisoned.bad:
+            first = next(parameter for parameter in self.parameters if parameter.grad is not None)
+            assert first.grad is not None
+            first.grad.view(-1)[0] = float("nan")
+        return super().step()
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
+    monkeypatch.setattr("lgrpo.learner.Optimizer", Poisoned)
+    monkeypatch.setattr(Poisoned, "bad", frozenset(bad))
+    monkeypatch.setattr(Poisoned, "taken", 0)
+
+
+def told(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == kind]
+
+
+def test_a_step_that_is_not_finite_is_left_out_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, 1, 2, 4, 5)  # two optimiser steps a batch: never three in a row
+    latest = run_to(tmp_path, 3)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in metrics] == [2.0, 1.0, 1.0]
+    assert [(event["step"], event["count"]) for event in told(tmp_path, "skipped")] == [(1, 2), (2, 1), (3, 1)]
+    assert "step 1: 2 optimiser steps left out: loss or gradient not finite" in capsys.readouterr().err
+    assert json.loads((latest / "train_state.json").read_text())["skipped"] == 0
+    assert all(bool(tensor.isfinite().all()) for tensor in load_file(latest / "model.safetensors").values())
+
+
+def test_three_steps_in_a_row_that_are_not_finite_end_the_run_with_a_diagnosis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 6, 7, 8)
+    with pytest.raises(UserError) as caught:
+        run_to(tmp_path, 8, eval_every=1)
+    message = str(caught.value)
+    assert message.startswith(
+        "step 4: 3 optimiser steps in a row had a loss or gradient that is not finite; the weights"
+    )
+    assert "the weights are finite; start again from the last good checkpoint with a lower rate" in message
+    assert f"`lgrpo train {tmp_path / 'checkpoints/step-000003'} --lr 0.0005 --out {tmp_path}-2`" in message
+    assert [event["step"] for event in told(tmp_path, "diverged")] == [4]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_count_of_bad_steps_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 3, 4, 5)
+    run_to(tmp_path, 2)
+    with pytest.raises(UserError, match="step 3: 3 optimiser steps in a row"):
+        run_to(tmp_path, 4)
+
+
+def test_weights_that_are_no_numbers_are_named_and_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = Learner.learn
+
+    def break_weights(self: Learner, groups: Sequence[Group]) -> dict[str, float]:
+        numbers = learn(self, groups)
+        with torch.no_grad():
+            self.policy.model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+        return numbers
+
+    monkeypatch.setattr(Learner, "learn", break_weights)
+    with pytest.raises(UserError, match=r"1 tensors hold numbers that are not finite \(model.layers.0.mlp.up_proj"):
+        run_to(tmp_path, 9, eval_every=100)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(tmp_path: Path) -> None:
+    whole = run_to(tmp_path / "whole", 4, eval_every=1)
+    latest = run_to(tmp_path / "damaged", 3, eval_every=1)
+    content = bytearray((latest / "train_state.safetensors").read_bytes())
+    content[-1] ^= 128
+    (latest / "train_state.safetensors").write_bytes(content)
+    again = run_to(tmp_path / "damaged", 4, eval_every=1)
+    ours, theirs = weights(again), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [event["checkpoint"] for event in told(tmp_path / "damaged", "damaged")] == ["step-000003"]
+    lines = [json.loads(line) for line in (tmp_path / "damaged" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]

@@ -1,6 +1,6 @@
-"""What the files of a checkpoint hold: compared with memory when they are written, with their record when they are read.
+"""What a checkpoint's files hold: compared with memory when they are written, with their record when they are read.
 
-    saved.json          {"sequence": 3, "saved": time, "score": 0.81, "files": {name: hash, ...}, "seal": hash of the rest}
+    saved.json    {"sequence": 3, "saved": time, "score": 0.81, "files": {name: hash, ...}, "seal": hash of the rest}
 
 A hash is BLAKE2b of a file's bytes. It finds what a crash, a full or a dying disk, or a careless copy left; it is no
 signature, and keeps out nobody who means harm.

@@ -9,9 +9,9 @@
         lock                held while a process works here
 
 Order and score of a checkpoint stand in its own saved.json, so "latest" and "best" are derived from what is there and
-cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part, hashes are contents.py's;
-here is the writing. A run that goes on sets damaged checkpoints aside as `.<name>.damaged`, so that the one before is
-the latest; `prune` removes them once another is saved.
+cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part, hashes are
+contents.py's, here is the writing. A run that goes on sets damaged checkpoints aside as `.<name>.damaged`, so that the
+one before is the latest; `prune` removes them once another is saved.
 """
 
 from __future__ import annotations
@@ -192,8 +192,10 @@ class Run:
             listener(kind, entry)
 
     def update(self, **facts: Any) -> None:
-        """Set entries of run.json, atomically: what was measured or decided after the start. `seconds` is brought along:
-        the wall time of all processes that worked on the run."""
+        """Set entries of run.json, atomically: what was measured or decided after the start.
+
+        `seconds` is brought along: the wall time of all processes that worked on the run.
+        """
         self.record.update(facts, seconds=self._seconds + time.monotonic() - self._opened)
         with writing(self.folder):
             write_json(self.folder / "run.json", self.record)
@@ -211,8 +213,8 @@ class Run:
     def save(self, name: str, write: Callable[[Path], None], score: float | None = None) -> Path:
         """Call `write(folder)` and make that folder the checkpoint `name`, complete and on disk, or change nothing.
 
-        A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises. Each file
-        is read back from disk for its hash (contents.py); that tensors are what they were is `write`'s to compare.
+        A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises. Files
+        are read back from disk for their hashes (contents.py); that tensors are as in memory is for `write` to compare.
         """
         if safe_name(name) != name:
             raise ValueError(f"not a name for a folder: {name!r}")

@@ -1,0 +1,142 @@
+"""Kills a run of `train` or `init` again and again, starts it again each time, and compares it with one never stopped.
+
+    python tests/killed.py train|init FOLDER KILLS SEED
+
+A run is a process forked from this one, which imports everything once and computes nothing itself. Two kills in three
+come from outside at a random moment (SIGKILL, SIGTERM or SIGINT); the third is the run's own SIGKILL at a random one of
+the calls that make a save durable. Prints what happened as JSON.
+"""
+
+import itertools
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import test_initialise
+import test_train
+
+from lgrpo.history import read_lines
+from lgrpo.metrics import group
+from lgrpo.runs.durable import read_json
+
+CALLS = 60  # durable calls of about two saves
+
+
+def work(kind: str, folder: Path) -> None:
+    if kind == "train":
+        test_train.run_to(folder, 6, eval_every=1)
+        if not (read_json(folder / "run.json") or {})["finished"]:
+            raise KeyboardInterrupt  # it was asked to stop, and did
+    else:
+        with test_initialise.start(folder) as run:
+            test_initialise.go(
+                run, test_initialise.Recorder(), grader=test_initialise.ByText(), eval_every=1, save_every=1
+            )
+
+
+def suicidal(after: int) -> None:
+    """From now on the `after`-th call of what makes a save durable is this process's end."""
+    left = itertools.count(after - 1, -1)
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def attempt(kind: str, folder: Path, moment: float | None, number: int = signal.SIGKILL, own: int = 0) -> int:
+    """Run, and send the signal `number` after `moment` seconds; or let it die at its `own`-th durable call."""
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        code = 1
+        try:
+            if own:
+                suicidal(own)
+            work(kind, folder)
+            code = 0
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            os._exit(code)
+    with open(os.pidfd_open(child), closefd=True) as watched:
+        if not select.select([watched], [], [], moment)[0]:
+            os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that must be the same of two runs: checkpoints to the byte, and metrics but for what the machine decides."""
+    files = {}
+    for path in sorted(folder.glob("checkpoints/*/*")):
+        if path.suffix in {".safetensors", ".json"} and path.name != "saved.json":
+            files[path.relative_to(folder).as_posix()] = path.read_bytes()
+    metrics = [
+        {name: value for name, value in line.items() if group(name) not in {"time", "device"}}
+        for line in read_lines(folder / "metrics.jsonl")
+    ]
+    return {"files": files, "metrics": metrics}
+
+
+def differences(found: dict[str, Any], whole: dict[str, Any]) -> str:
+    names = sorted(
+        name for name in found["files"].keys() | whole["files"].keys()
+        if found["files"].get(name) != whole["files"].get(name)
+    )  # fmt: skip
+    lines = [(one, other) for one, other in zip(found["metrics"], whole["metrics"], strict=False) if one != other]
+    return f"files {names}, metrics {len(found['metrics'])} and {len(whole['metrics'])}, first {lines[:1]}"
+
+
+def main(kind: str, where: Path, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    began = time.monotonic()
+    assert attempt(kind, where / "whole", None) == 0
+    usual, whole = time.monotonic() - began, content(where / "whole")
+    count = {"kills": 0, "in_save": 0, "finished": 0, "different": 0, "failed": 0, "files": len(whole["files"])}
+    while count["kills"] < kills:
+        folder = where / "pieces"
+        code = None
+        while code != 0:
+            if count["kills"] >= kills:
+                code = attempt(kind, folder, None)
+            elif chance.random() < 1 / 3:
+                code = attempt(kind, folder, None, own=chance.randint(1, CALLS))
+            else:
+                number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+                code = attempt(kind, folder, chance.uniform(0, usual), number)
+            count["kills"] += code != 0
+            count["failed"] += code not in {0, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+            count["in_save"] += any((folder / "checkpoints").glob(".*"))
+            if count["failed"] > 3:
+                break
+        count["finished"] += 1
+        found = content(folder)
+        if found != whole:
+            count["different"] += 1
+            print(differences(found, whole), file=sys.stderr)
+        shutil.rmtree(folder)
+        if count["failed"]:
+            break
+    print(json.dumps(count))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
