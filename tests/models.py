@@ -71,6 +71,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("MistralConfig", {"sliding_window": WINDOW}),
     "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
+    "phi": ("PhiConfig", {}),
+    "phi3": ("Phi3Config", {"sliding_window": WINDOW}),
 }
 
 
@@ -110,17 +112,20 @@ def model(
     **changes: Any,
 ) -> Any:
     """A random model. `sharpness` scales weights up, so that logits differ by nats and attention matters."""
-    name, departures = ARCHITECTURES[architecture]
+    kind_of_config, departures = ARCHITECTURES[architecture]
     settings = {**SHAPE, "vocab_size": vocabulary, **departures, **changes}
     kind = settings.pop("attn_implementation", None)
-    config = getattr(transformers, name)(**{key: value for key, value in settings.items() if value is not None})
+    config = getattr(transformers, kind_of_config)(**{key: value for key, value in settings.items() if value is not None})
     config.eos_token_id = config.bos_token_id = config.pad_token_id = None
     torch.manual_seed(seed)
     made = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kind)
+    apart = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for name, parameter in made.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, sharpness / parameter.shape[1] ** 0.5)
+            elif name.endswith("bias"):  # made as zeros, which nobody would miss
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=apart).to(dtype))
     return made.eval()
 
 

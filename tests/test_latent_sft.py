@@ -110,7 +110,7 @@ def plain_states(encoder: Encoder, example: Example) -> list[Tensor]:
     return out
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt-neox", "qwen2-sliding"])
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 def test_encoder_states_equal_rows_without_earlier_compress_tokens(architecture: str) -> None:
     encoder = an_encoder(a_policy(architecture))
     if architecture == "qwen2-sliding":  # a window counts positions, hidden ones as well
@@ -164,7 +164,7 @@ def plain_segment_loss(policy: Policy, before: Tensor, segment: Sequence[int]) -
     return sum(losses, torch.zeros((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt-neox"])
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 def test_build_loss_and_its_gradient_equal_the_plain_loop(architecture: str) -> None:
     policy = a_policy(architecture)
     encoder = an_encoder(policy)
@@ -377,7 +377,7 @@ def plain_walk_loss(policy: Policy, example: Example, indices: Tensor, labels: T
     return text, chain
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
 def test_walk_loss_and_its_gradient_equal_the_plain_loop(architecture: str) -> None:
     policy = a_policy(architecture)
     indices, labels = soft_labels(EXAMPLES)

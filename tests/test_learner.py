@@ -11,6 +11,7 @@ import reference
 import torch
 from models import LATENTS, LIMIT, TEXTS, engine, prompt
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from lgrpo import noise, objective, scoring
 from lgrpo.errors import UserError
@@ -97,6 +98,17 @@ def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, Any]) -> None
     groups = drawn(policy)
     validity = [rollout.valid for group in groups for rollout in group.rollouts]
     assert {True, False} == set(validity)
+    assert_gradient_of_the_method(policy, groups, changes)
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_every_architecture_has_the_gradient_of_the_method(architecture: str) -> None:
+    """Unmasked, for some of them end no response here."""
+    policy = models.policy(architecture)
+    assert_gradient_of_the_method(policy, drawn(policy), {"mask_invalid": False})
+
+
+def assert_gradient_of_the_method(policy: Policy, groups: Sequence[Group], changes: dict[str, Any]) -> None:
     _, (gradient,) = learn(policy, groups, **changes)
     settings = replace(SETTINGS, **changes)
     expected = expected_gradient(
@@ -104,6 +116,51 @@ def test_a_batch_has_the_gradient_of_the_method(changes: dict[str, Any]) -> None
     )
     assert float(expected.norm()) > 1e-3
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)  # advantages are float32
+
+
+@pytest.mark.parametrize(("surrogate", "noise_scale"), [("published", 1.0), ("weighted", 0.5)])
+def test_the_gradient_of_a_batch_is_that_of_finite_differences(surrogate: str, noise_scale: float) -> None:
+    """The loss of an optimiser step, KL included, as a function of the weights: moved a little both ways.
+
+    Noise is one-sided: with it no margin is negative, where the straight-through gradient is no derivative.
+    """
+    policy, initial = models.policy("qwen2"), another_policy()
+    groups = drawn(policy, noise_scale=noise_scale)
+    settings = replace(
+        SETTINGS, surrogate=surrogate, noise_scale=noise_scale, kl=0.1, mask_invalid=False, first_token=False
+    )
+    learner = Learner(policy, settings, initial)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    numbers = list(range(len(rollouts)))
+    old = learner._score(rollouts, [numbers])
+    assert learner.initial is not None
+    with learner.initial.in_place():
+        reference_logprob = learner._score(rollouts, [numbers])
+    advantages = learner._advantages(groups, torch.zeros(len(rollouts)), old).double()
+    given: list[Tensor] = []
+
+    def step() -> StepReport:
+        given.append(torch.cat([p.grad.flatten() for p in policy.trainable() if p.grad is not None]))
+        learner.optimizer.clear()
+        return StepReport(1.0, 1.0, False)
+
+    learner.optimizer.step = step  # type: ignore[method-assign]
+
+    def loss() -> float:
+        return learner._step(rollouts, numbers, advantages, old, reference_logprob)["loss"]
+
+    loss()
+    gradient, width = given[0], 1e-5
+    start = parameters_to_vector(policy.trainable()).detach()
+    for _ in range(3):
+        direction = torch.randn_like(start)
+        sides = []
+        for sign in (1, -1):
+            vector_to_parameters(start + sign * width * direction, policy.trainable())
+            sides.append(loss())
+        slope = (sides[0] - sides[1]) / (2 * width)
+        assert abs(slope) > 1e-3
+        assert float(gradient @ direction) == pytest.approx(slope, rel=1e-5)
 
 
 def another_policy(dtype: torch.dtype = torch.float64) -> Policy:

@@ -1,6 +1,7 @@
 """Advantages, first-token selection, PPO and KL against hand-worked numbers and the plain reference."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -238,3 +239,41 @@ def test_kl_gradient_pulls_towards_the_reference() -> None:
     kl_penalty(logprob, torch.zeros(2, dtype=f64)).sum().backward()
     assert logprob.grad is not None
     assert logprob.grad.tolist() == pytest.approx([1 - math.exp(0.5), 1 - math.exp(-0.5)], abs=1e-12)
+
+
+# --- finite differences --------------------------------------------------------------------------------------------
+
+
+def slopes(value: Callable[[Tensor], Tensor], at: Tensor, step: float = 1e-6) -> list[float]:
+    """Of a scalar function, by moving each number a little both ways."""
+    out = []
+    for place in range(at.numel()):
+        moved = torch.zeros_like(at)
+        moved.view(-1)[place] = step
+        out.append(float(value(at + moved) - value(at - moved)) / (2 * step))
+    return out
+
+
+@pytest.mark.parametrize("count", [None, 50])
+def test_the_gradient_of_the_loss_is_that_of_finite_differences(count: int | None) -> None:
+    """Of a batch with every case in it: inside and beyond both clips, either sign, beyond the dual clip."""
+    logprob, old, advantage, mask = random_batch(30, 6)
+    old = old * 3  # ratios from e^-5 to e^5
+    ratio = (logprob - old).exp().detach()[mask]
+    bad = advantage[mask] < 0
+    for case in (ratio > 1.2, ratio < 0.8, (ratio > 0.8) & (ratio < 1.2)):
+        assert bool((case & bad).any())
+        assert bool((case & ~bad).any())
+    assert bool(((ratio > 3) & bad).any())
+    (gradient,) = torch.autograd.grad(ppo_loss(logprob, old, advantage, mask, count=count), logprob)
+    expected = slopes(lambda x: ppo_loss(x, old, advantage, mask, count=count), logprob.detach())
+    assert gradient.flatten().tolist() == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_gradient_of_the_kl_is_that_of_finite_differences() -> None:
+    logprob, there = (torch.randn(60, dtype=f64) * 2).requires_grad_(), torch.randn(60, dtype=f64) * 2
+    value = kl_penalty(logprob, there)
+    assert float(value.detach().max()) == 10  # its clamp too
+    (gradient,) = torch.autograd.grad(value.sum(), logprob)
+    expected = slopes(lambda x: kl_penalty(x, there).sum(), logprob.detach())
+    assert gradient.tolist() == pytest.approx(expected, abs=1e-6)

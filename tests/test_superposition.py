@@ -339,6 +339,34 @@ def test_surrogate_gradient_is_the_derivative_where_nothing_is_mirrored(
     assert torch.autograd.gradcheck(lambda p: surrogate_logprob(p, scores, given, weights), log_p)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_mirrored_gradient_is_the_derivative_of_the_mirrored_density(weighted: bool) -> None:
+    """Conditional straight-through by finite differences, each component moved by itself.
+
+    Where advantage and margin are negative the slope is that of exp(margin) - margin; elsewhere that of the value.
+    """
+    log_p = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    scores = log_p.detach() + torch.randn(6, 4, dtype=torch.float64)
+    advantage = torch.tensor([-1.0, -0.5, -2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
+    weights = torch.rand(6, 4, dtype=torch.float64).softmax(-1) if weighted else torch.full((6, 4), 0.25).double()
+    surrogate_logprob(log_p, scores, advantage, weights if weighted else None).sum().backward()
+
+    def differentiated(row: int, column: int, moved: float) -> float:
+        margin = float(scores[row, column] - log_p.detach()[row, column]) - moved
+        if margin < 0 and advantage[row] < 0:
+            return float(weights[row, column]) * (math.exp(margin) - margin)
+        return float(weights[row, column]) * (-margin - math.exp(-margin))
+
+    step, turned = 1e-6, 0
+    assert log_p.grad is not None
+    for row in range(6):
+        for column in range(4):
+            sides = [differentiated(row, column, sign * step) for sign in (1, -1)]
+            assert float(log_p.grad[row, column]) == pytest.approx((sides[0] - sides[1]) / (2 * step), abs=1e-7)
+            turned += float(scores[row, column] - log_p.detach()[row, column]) < 0 and float(advantage[row]) < 0
+    assert 3 < turned < 12
+
+
 def test_each_row_is_mirrored_by_its_own_advantage() -> None:
     log_p = torch.zeros(2, 3, 1, dtype=torch.float64, requires_grad=True)
     advantage = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]], dtype=torch.float64)
