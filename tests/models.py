@@ -115,7 +115,9 @@ def model(
     kind_of_config, departures = ARCHITECTURES[architecture]
     settings = {**SHAPE, "vocab_size": vocabulary, **departures, **changes}
     kind = settings.pop("attn_implementation", None)
-    config = getattr(transformers, kind_of_config)(**{key: value for key, value in settings.items() if value is not None})
+    config = getattr(transformers, kind_of_config)(
+        **{key: value for key, value in settings.items() if value is not None}
+    )
     config.eos_token_id = config.bos_token_id = config.pad_token_id = None
     torch.manual_seed(seed)
     made = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kind)
