@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,20 +30,25 @@ def hold_out(problems: Sequence[Problem], count: int, seed: int) -> tuple[list[P
     The choice is by a hash of seed and normalised text, so it depends neither on the order nor on what else is in the
     data. Copies of a held-out problem are in neither list: what is held out is seen once and never trained on.
     """
-    groups: dict[str, int] = {}  # normalised text -> place of its first copy
-    texts = [normalised(problem.problem) for problem in problems]
-    for place, text in enumerate(texts):
-        groups.setdefault(text, place)
+    keys = [_digest(problem) for problem in problems]  # a million texts would be a second copy of the data
+    groups: dict[bytes, int] = {}  # digest of the normalised text -> place of its first copy
+    for place, key in enumerate(keys):
+        groups.setdefault(key, place)
     if not 0 < count < len(groups):
         raise UserError(f"{count} of {len(groups)} different problems cannot be held out; give more problems")
-    chosen = set(sorted(groups, key=lambda text: (_hash(f"{seed} {text}"), text))[:count])
-    train = [problem for problem, text in zip(problems, texts, strict=True) if text not in chosen]
-    return train, [problems[place] for text, place in groups.items() if text in chosen]
+
+    def rank(key: bytes) -> tuple[int, str]:
+        text = normalised(problems[groups[key]].problem)
+        return _hash(f"{seed} {text}"), text
+
+    chosen = set(heapq.nsmallest(count, groups, rank))
+    train = [problem for problem, key in zip(problems, keys, strict=True) if key not in chosen]
+    return train, [problems[place] for key, place in groups.items() if key in chosen]
 
 
 def overlap(a: Iterable[Problem], b: Iterable[Problem]) -> int:
     """How many different problems are in both, by normalised text."""
-    return len({normalised(problem.problem) for problem in a} & {normalised(problem.problem) for problem in b})
+    return len(set(map(_digest, a)) & set(map(_digest, b)))
 
 
 def normalised(text: str) -> str:
@@ -50,6 +56,15 @@ def normalised(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower())) or text
 
 
+def _digest(problem: Problem) -> bytes:
+    """16 bytes that stand for the normalised text."""
+    return hashlib.blake2b(_bytes(normalised(problem.problem)), digest_size=16).digest()
+
+
 def _hash(text: str) -> int:
     """64 bits, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(_bytes(text), digest_size=8).digest(), "big")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
