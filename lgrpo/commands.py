@@ -13,6 +13,7 @@ from lgrpo.estimate import init_time, train_time
 from lgrpo.initialise import check_examples, initialise
 from lgrpo.interrupt import Stopped
 from lgrpo.latent_sft.schedule import Schedule, schedule
+from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
 from lgrpo.overrides import read_overrides
@@ -86,9 +87,9 @@ def init(asked: InitOptions) -> Path:
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
     train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
     check_examples(policy, train_set, settings)
-    rows = [*rows, init_time(policy, settings, train_set)]
-    settled = _plan(chosen, where, policy, source, train_set, held_out, rows)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
+    rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]
+    settled = _plan(chosen, where, policy, source, train_set, held_out, rows)
     same = session.identity(
         settings, base=name, base_hash=session.model_hash(policy, found), data=source,
         data_hash=session.data_hash(problems),
@@ -211,10 +212,11 @@ def _train(asked: TrainOptions) -> Path:
     problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
-    plan_rows = [*plan_rows, train_time(policy, settings, train_set)]
-    settled = _plan(chosen, where, policy, data, train_set, held_out, plan_rows)
     kind = "explicit-grpo" if asked.explicit else "grpo"
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
+    need = disk.train_bytes(policy)
+    plan_rows = [*plan_rows, train_time(policy, settings, train_set), disk.check_room(out, need)]
+    settled = _plan(chosen, where, policy, data, train_set, held_out, plan_rows)
     data_hash = session.data_hash(problems)
     same = session.identity(
         settings, checkpoint=source or session.TINY, checkpoint_hash=session.model_hash(policy, found), data=data,
