@@ -301,5 +301,5 @@ def _say_repeated(show: Show, problems: Sequence[Problem]) -> None:
         answers.setdefault(normalised(one.problem), set()).add(one.answer)
     if copies := len(problems) - len(answers):
         several = sum(len(each) > 1 for each in answers.values())
-        torn = f"; {several} problems have several different answers" if several else ""
-        show.say(f"{copies} problems are copies of others (none of them are both trained on and held out){torn}")
+        torn = f"; {several} of them with different answers" if several else ""
+        show.say(f"{copies} of {len(problems)} problems are copies of others, never on both sides of held out{torn}")
