@@ -77,6 +77,7 @@ def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(tmp_path: 
     assert json.loads((halves / "train_state.json").read_text()) == json.loads((whole / "train_state.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert json.loads((halves / "train_state.json").read_text())["cursor"] == sum(line["drawn"] for line in lines)
     assert all(0 <= line["padding"] < 1 for line in lines)
 
 
@@ -344,6 +345,14 @@ def test_three_steps_in_a_row_that_are_not_finite_end_the_run_with_a_diagnosis(
     assert f"`lgrpo train {tmp_path / 'checkpoints/step-000003'} --lr 0.0005 --out {tmp_path}-2`" in message
     assert [event["step"] for event in told(tmp_path, "diverged")] == [4]
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_good_step_later_in_the_batch_does_not_hide_three_bad_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 1, 2, 3)  # of four
+    with pytest.raises(UserError, match="step 1: 3 optimiser steps in a row"):
+        run_to(tmp_path, 1, batch=8, update_batch=2)
 
 
 def test_the_count_of_bad_steps_survives_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
