@@ -1,12 +1,15 @@
 """Scores by hand: pass@k, the clustered standard error, lengths and invalid responses."""
 
+from collections.abc import Sequence
 from math import sqrt
 
+import models
 import pytest
 import torch
 
 from lgrpo.compare import clustered_standard_error
-from lgrpo.evaluate import Answered, pass_at_k, summarise
+from lgrpo.evaluate import Answered, answer, pass_at_k, summarise
+from lgrpo.problems import Problem
 from lgrpo.rollout import LATENT, Rollout
 
 
@@ -63,3 +66,21 @@ def test_shares_are_by_problem_in_whatever_order_responses_came() -> None:
     assert score.shares == (0.5, 1.0, 0.5)
     low, high = score.as_json("x")["pass@1_interval"]
     assert 0 < low < 2 / 3 < high < 1
+
+
+def test_a_response_that_was_cut_off_is_wrong_whatever_it_says() -> None:
+    """All answers are graded right; only those that ended by themselves count."""
+    policy = models.policy("smollm")
+    problems = [Problem(f"w{n} w{n + 1}", "1") for n in range(6)]
+
+    class Generous:
+        failures = 0
+
+        def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
+            return [1.0] * len(responses)
+
+    made = answer(
+        policy, models.engine(policy, slots=4), problems, Generous(), runs=3, noise_scale=1.0, seed=0, temperature=0.6
+    )
+    assert {one.valid for one in made} == {True, False}
+    assert [one.right for one in made] == [one.rollout.valid for one in made]

@@ -269,6 +269,13 @@ def test_an_epoch_visits_every_problem_once_and_draws_new_noise_in_the_next() ->
     assert not any(same)
 
 
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    one, other = sampler([True], batch=12, draws=1), sampler([True], batch=12, draws=1, seed=1)
+    orders = [[g.problem.problem for g in made.seen] for made in (one.collect(0), one.collect(12), other.collect(0))]
+    assert len({tuple(order) for order in orders}) == 3
+    assert len({frozenset(order) for order in orders}) == 1
+
+
 def test_a_draw_depends_on_the_cursor_alone() -> None:
     straight, fresh = sampler([True]), sampler([True])
     straight.collect(0)
