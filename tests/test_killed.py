@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).with_name("killed.py")
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kills by Linux means")
 @pytest.mark.parametrize("kind", ["train", "init"])
-@pytest.mark.parametrize("kills", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [60])
 def test_a_killed_run_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path, kind: str, kills: int) -> None:
     command = [sys.executable, str(SCRIPT), kind, str(tmp_path), str(kills), "0"]
     done = subprocess.run(command, capture_output=True, text=True)
