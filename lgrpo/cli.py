@@ -118,8 +118,9 @@ def init(**options: Any) -> None:
     with each problem. The result is a run folder; `lgrpo train` goes on from there.
     """
     from lgrpo import commands
+    from lgrpo.options import InitOptions
 
-    commands.init(commands.InitOptions(**options))
+    commands.init(InitOptions(**options))
 
 
 @main.command(
@@ -156,8 +157,9 @@ def train(**options: Any) -> None:
     if it was interrupted, or else the embedded tiny model. A model without a latent chain goes through `init` first.
     """
     from lgrpo import commands
+    from lgrpo.options import TrainOptions
 
-    commands.train(commands.TrainOptions(**options))
+    commands.train(TrainOptions(**options))
 
 
 @main.command(

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from lgrpo import plan, session, trackers
 from lgrpo.data import need_chain
@@ -16,49 +16,17 @@ from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
+from lgrpo.options import InitOptions, Options, TrainOptions, recorded
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy
-from lgrpo.problems import Problem, normalised
+from lgrpo.problems import Problem, copies
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
 from lgrpo.screen import Show
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a user asks of either command; None leaves it to the recipe, the model or the data."""
-
-    data: str | None = None
-    out: Path | None = None
-    recipe: str | None = None
-    overrides: Sequence[str] = ()
-    steps: int | None = None
-    lr: float | None = None
-    overwrite: bool = False
-    seed: int = 0
-    device: str | None = None
-    log_to: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitOptions(Options):
-    """What a user asks of `init`."""
-
-    base: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(Options):
-    """What a user asks of `train`."""
-
-    checkpoint: str | None = None
-    without: Sequence[str] = ()
-    surrogate: str | None = None
-    explicit: bool = False
 
 
 def init(asked: InitOptions) -> Path:
@@ -107,7 +75,7 @@ def init(asked: InitOptions) -> Path:
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
         _say_damaged(show, run)
         show.plan(settled)
-        _say_repeated(show, problems)
+        _say_copies(show, problems)
         _say_left_out(show, without_chain, "have no chain of thought")
         _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
@@ -140,37 +108,6 @@ def train(asked: TrainOptions) -> Path:
         print(f"{folder} is not finished: going on with `lgrpo init` first", file=sys.stderr)
         init(replace(began, out=folder, device=asked.device or began.device))
     return _train(asked)
-
-
-def recorded(folder: Path) -> InitOptions | TrainOptions | None:
-    """The options a run began with; None where the folder is no run. Raises UserError where they are damaged."""
-    record = read_json(folder / "run.json") or {}
-    if not record.get("options"):
-        return None
-    kinds: dict[Any, type[InitOptions] | type[TrainOptions]] = {"init": InitOptions, "train": TrainOptions}
-    damaged = UserError(f"{folder / 'run.json'} is damaged (options); begin the run again with --overwrite")
-    options, command = record["options"], record.get("command")
-    if not isinstance(options, dict) or not isinstance(command, str) or command not in kinds:
-        raise damaged
-    declared = get_type_hints(kinds[command])
-    for name, value in options.items():
-        if name not in declared or not _is_a(value, declared[name]):
-            raise damaged
-    return kinds[command](**options)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON is what a field of the options is declared as."""
-    if value is None:
-        return type(None) in get_args(kind)
-    if get_origin(kind) is Sequence:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    kinds = get_args(kind) or (kind,)
-    if float in kinds and type(value) in (int, float):
-        return 0 < value <= 1
-    if int in kinds and type(value) is int:
-        return 0 <= value < 1 << 32
-    return type(value) in kinds and type(value) in (str, bool)
 
 
 def _continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:
@@ -240,7 +177,7 @@ def _train(asked: TrainOptions) -> Path:
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
         policy.card = replace(policy.card, data=data)
         show.plan(settled)
-        _say_repeated(show, problems)
+        _say_copies(show, problems)
         _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
         if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
@@ -294,12 +231,9 @@ def _say_left_out(show: Show, count: int, why: str) -> None:
         show.say(f"{count} problems {why} and are left out")
 
 
-def _say_repeated(show: Show, problems: Sequence[Problem]) -> None:
+def _say_copies(show: Show, problems: Sequence[Problem]) -> None:
     """Copies are trained on as often as they are there; several answers to one problem cannot all be right."""
-    answers: dict[str, set[str]] = {}
-    for one in problems:
-        answers.setdefault(normalised(one.problem), set()).add(one.answer)
-    if copies := len(problems) - len(answers):
-        several = sum(len(each) > 1 for each in answers.values())
-        torn = f"; {several} of them with different answers" if several else ""
-        show.say(f"{copies} of {len(problems)} problems are copies of others, never on both sides of held out{torn}")
+    count, torn = copies(problems)
+    if count:
+        more = f"; {torn} of them with different answers" if torn else ""
+        show.say(f"{count} of {len(problems)} problems are copies of others, never on both sides of held out{more}")

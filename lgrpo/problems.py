@@ -51,6 +51,17 @@ def overlap(a: Iterable[Problem], b: Iterable[Problem]) -> int:
     return len(set(map(_digest, a)) & set(map(_digest, b)))
 
 
+def copies(problems: Sequence[Problem]) -> tuple[int, int]:
+    """(how many problems are copies of one before them, how many problems have copies with another answer)."""
+    first: dict[bytes, int] = {}  # digest of the text -> hash of its first copy's answer
+    torn = set()
+    for one in problems:
+        key, answer = _digest(one), _hash(one.answer)
+        if first.setdefault(key, answer) != answer:
+            torn.add(key)
+    return len(problems) - len(first), len(torn)
+
+
 def normalised(text: str) -> str:
     """Letters and digits in lower case; the text itself where it has neither."""
     return "".join(filter(str.isalnum, text.lower())) or text

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lgrpo.budget import reporter
-from lgrpo.divergence import IN_A_ROW, diverged
+from lgrpo.divergence import IN_A_ROW, diverged, not_finite
 from lgrpo.interrupt import StopRequest
 from lgrpo.latent_sft.examples import batch_numbers
 from lgrpo.latent_sft.fit import Part, learning_rate, only_trained, optimizer_of
@@ -106,7 +106,7 @@ class Stages:
         latest = self.run.latest() if self.run else None
         kept = f"{latest} is kept; " if latest else ""
         remedy = f"{kept}begin again with a lower rate, --lr {self.schedule.walk_lr / 2:g} and another --out"
-        error = diverged(f"{part.name} step {step}", weights, remedy)
+        error = diverged(f"{part.name} step {step}", not_finite(weights), remedy)
         if self.run is not None:
             self.run.event("diverged", step=self.done, what=str(error))
         self.watch.report()

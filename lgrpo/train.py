@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
 from lgrpo.budget import fewer_rollouts, reporter
-from lgrpo.divergence import IN_A_ROW, diverged
+from lgrpo.divergence import IN_A_ROW, diverged, not_finite
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
 from lgrpo.interrupt import StopRequest
@@ -86,10 +86,12 @@ def train(
                 engine.release()
             show.phase("learning")
             began = time.monotonic()
-            numbers = learner.learn(drawn.kept) if drawn.kept else {}
+            numbers: dict[str, float] = {}
             if all(rollout.broken for group in drawn.seen for rollout in group.rollouts):
                 learner.optimizer.leave_out()  # nothing can be learnt from weights without a logit that is a number
-                numbers = {"skipped": 1.0}
+                numbers["skipped"] = 1.0
+            elif drawn.kept:
+                numbers = learner.learn(drawn.kept)
             progress = Progress(progress.step + 1, drawn.cursor, learner.optimizer.skipped)
             numbers = {**_seen(drawn, settings), **numbers, "update_s": time.monotonic() - began}
             watch.step(progress.step, {**numbers, **now_on(policy.device)})
@@ -153,17 +155,26 @@ def _check(
         watch.show.warn(f"step {progress.step}: {left_out} optimiser steps left out: loss or gradient not finite")
         run.event("skipped", step=progress.step, count=left_out)
     if progress.skipped >= IN_A_ROW:
-        best = run.best()
+        broken = not_finite(policy.model.named_parameters())
+        best, good = run.best(), _last_good(run) if broken else run.latest()  # a step left out changes no weight
         error = diverged(
             f"step {progress.step}",
-            policy.model.named_parameters(),
+            broken,
             "start again from the last good checkpoint with a lower rate, "
-            f"`lgrpo train {run.latest()} --lr {settings.lr / 2:g} --out {run.folder}-2`; "
+            f"`lgrpo train {good} --lr {settings.lr / 2:g} --out {run.folder}-2`; "
             f"the best is {best and best.name}",
         )
         run.event("diverged", step=progress.step, what=str(error))
         watch.report()
         raise error
+
+
+def _last_good(run: Run) -> Path | None:
+    """The newest checkpoint that was saved behind an optimiser step which was not left out; else the best."""
+    for folder in reversed(run.checkpoints()):
+        if json.loads((folder / STATE).read_text())["skipped"] == 0:
+            return folder
+    return run.best()
 
 
 def _score_and_save(

@@ -25,10 +25,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 
-from lgrpo.commands import recorded
 from lgrpo.data import read_problems, read_to_ask
 from lgrpo.errors import UserError
 from lgrpo.history import History
+from lgrpo.options import recorded
 from lgrpo.policy import Card, Policy
 from lgrpo.runs import checkpoints, guard
 

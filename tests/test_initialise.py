@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -501,3 +502,23 @@ def test_three_losses_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, m
         go(run, show, walk_steps=6)
     assert "begin again with a lower rate, --lr " in str(caught.value)
     assert [one["skipped"] for one in show.numbers] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_labels_are_not_taught_to_weights_that_are_older_than_they_are(tmp_path: Path) -> None:
+    with start(tmp_path / "whole") as run:
+        whole = weights(go(run, Recorder(), grader=ByText(), save_every=1))
+    with start(tmp_path / "hurt") as run, pytest.raises(KeyboardInterrupt):
+        go(run, Recorder(stop_after=7), grader=ByText(), save_every=1)
+    checkpoints = tmp_path / "hurt/checkpoints"
+    assert sorted(path.name for path in checkpoints.glob("progress*")) == ["progress-000006", "progress-000007"]
+    shutil.rmtree(checkpoints / "progress-000007")
+    state = json.loads((checkpoints / "progress-000006/init_state.json").read_text())
+    with start(tmp_path / "early") as run, pytest.raises(KeyboardInterrupt):
+        go(run, Recorder(stop_after=5), grader=ByText(), save_every=1)
+    assert state["done"] == sum(STEPS.values()) - STEPS["walk_steps"]  # the last of stage 1: here labels are right
+    shutil.rmtree(checkpoints / "progress-000006")
+    shutil.copytree(tmp_path / "early/checkpoints/progress-000005", checkpoints / "progress-000005")
+    with start(tmp_path / "hurt") as run:
+        again = weights(go(run, show := Recorder(), grader=ByText(), save_every=1))
+    assert show.stages[0] == ("encoder and decoder", 1, 0)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)

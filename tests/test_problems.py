@@ -10,7 +10,7 @@ import pytest
 from lgrpo.data import need_chain, read_problems
 from lgrpo.data.fields import problem_answer_chain, split_answer
 from lgrpo.errors import UserError
-from lgrpo.problems import Problem, hold_out, normalised, overlap
+from lgrpo.problems import Problem, copies, hold_out, normalised, overlap
 
 Q = "Natalia sold 48 clips in April and half as many in May. How many in all?"
 GSM8K = "In May she sold 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72.\n#### 72"
@@ -375,3 +375,9 @@ def test_overlap_sees_through_spelling() -> None:
     a = [Problem("Ann has 3 pens.", "3"), Problem("Ann has 3 pens", "3"), Problem("Ben?", "1")]
     assert overlap(a, [Problem("ann has  3 PENS!", "3"), Problem("Zoe", "1")]) == 1
     assert overlap([Problem("+", "1")], [Problem("-", "1")]) == 0
+
+
+def test_copies_are_counted_by_normalised_text_and_those_with_another_answer_apart() -> None:
+    rows = [("What is 1?", "1"), ("what is 1", "1"), ("What is 2?", "2"), ("WHAT IS 2", "3"), ("What is 2?", "2")]
+    assert copies([Problem(*row) for row in rows]) == (3, 1)
+    assert copies([Problem("a", "1"), Problem("b", "1")]) == (0, 0)

@@ -397,3 +397,15 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(tmp_path: Path) -
     assert [event["checkpoint"] for event in told(tmp_path / "damaged", "damaged")] == ["step-000003"]
     lines = [json.loads(line) for line in (tmp_path / "damaged" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_policy_without_a_logit_that_is_a_number_ends_after_three_steps(tmp_path: Path) -> None:
+    policy = Policy.load(tiny.MODEL)
+    with torch.no_grad():
+        policy.model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with Run.start(tmp_path, "train", []) as run, Show() as show:
+        with pytest.raises(UserError, match=r"step 3: 3 optimiser steps in a row .*; 1 tensors hold numbers") as caught:
+            train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=9, eval_every=2), Parity("never"), run, show)
+        assert "step-000000 --lr" in str(caught.value)  # what was saved at step 2 is no good checkpoint
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["skipped"], line["broken"] > 0) for line in metrics] == [(1.0, True)] * 3

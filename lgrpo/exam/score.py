@@ -102,9 +102,8 @@ def _checkpoint(
     name: str, device: str, benchmarks: Sequence[Benchmark], asked: EvalOptions, grader: Verifier, show: Show
 ) -> list[Scored]:
     """The scores of one checkpoint. Its memory is free again when this returns."""
-    model = session.find(
-        name, show.warn
-    )  # once: the best checkpoint of a run that goes on may be another the next moment
+    # Once: the best checkpoint of a run that goes on may be another the next moment.
+    model = session.find(name, show.warn)
     policy = session.load(name, device, model)
     policy.name = name
     benchmarks = benchmarks or [_read(session.test_source(policy), asked.limit)]

@@ -26,9 +26,9 @@ def check(source: str | Path) -> None:
     """
     import transformers
 
-    if Path(source).is_dir() and _found(source, CONFIG) is None:
+    if Path(source).is_dir() and found(source, CONFIG) is None:
         raise UserError(f"{source}: has no {CONFIG}; name the folder of a model, as `save_pretrained` writes it")
-    if _found(source, ADAPTER) is not None:
+    if found(source, ADAPTER) is not None:
         raise UserError(
             f"{source}: is an adapter ({ADAPTER}); merge it into its model and name the folder of the result"
         )
@@ -68,9 +68,9 @@ def _check_size(source: str | Path, config: Any, tensors: int, size: int) -> Non
 
 def _weights(source: str | Path) -> list[Path]:
     """The files of the weights. Raises UserError where there are none."""
-    if single := _found(source, WEIGHTS):
+    if single := found(source, WEIGHTS):
         return [single]
-    index = _found(source, INDEX)
+    index = found(source, INDEX)
     if index is None:
         raise UserError(
             f"{source}: has no {WEIGHTS}; write it with `save_pretrained` (weights in .bin files are pickles, which "
@@ -84,7 +84,7 @@ def _weights(source: str | Path) -> list[Path]:
     for name in names:
         if PurePosixPath(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{source}: {INDEX} names the file {name[:60]!r}; only .safetensors beside it are read")
-        path = _found(source, name)
+        path = found(source, name)
         if path is None:
             raise UserError(f"{source}: the weight file {name[:60]} is missing; the checkpoint is incomplete")
         paths.append(path)
@@ -103,14 +103,14 @@ def _tensors(path: Path) -> int:
         raise UserError(f"{path}: not a whole safetensors file ({why}); copy or fetch it again") from error
 
 
-def _found(source: str | Path, name: str) -> Path | None:
+def found(source: str | Path, name: str) -> Path | None:
     """A file of a folder or a hub name, fetched or from the cache; None where there is none."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
     from transformers.utils import cached_file
 
-    found = cached_file(
+    fetched = cached_file(
         str(source), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
     )
-    return Path(found) if found else None
+    return Path(fetched) if fetched else None

@@ -9,7 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,16 @@ from torch import Tensor, nn
 from lgrpo.errors import UserError
 from lgrpo.policy import attention, files, products
 from lgrpo.policy.cache import SlotCache
+from lgrpo.policy.card import CARD, Card, read_card
 from lgrpo.policy.lean import LeanDecoder
 from lgrpo.runs.contents import compare
 
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
-CARD = "lgrpo.json"
 DATE = "26 Jul 2024"  # what Llama 3's chat template falls back on where it cannot ask for the time
 PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
     "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 )
-
-
-_WHOLE, _ANY = (int,), (int, float)
-_ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and most of what a card may hold
-    "max_response": (_WHOLE, 1, 1 << 30),
-    "top_k": (_WHOLE, 1, 1 << 30),
-    "tau": (_ANY, 1e-6, 1e6),
-    "noise_scale": (_ANY, 0, 1e6),
-    "temperature": (_ANY, 0, 1e6),
-    "top_p": (_ANY, 1e-6, 1),
-}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What `lgrpo.json` holds."""
-
-    mode: str  # "latent" or "explicit"
-    recipe: str | None = None  # None: chosen from the model's size
-    k: int = 10  # tokens in a superposition
-    data: str | None = None  # what it was trained on: the default of later commands
-    rollout: dict[str, float] = field(default_factory=dict)  # settings it was trained to answer under, by their names
 
 
 class Policy:
@@ -279,37 +257,6 @@ class Policy:
             return full
         sliding = _additive(allowed & (positions[:, :, None] - keys[:, None, :] < window), dtype)
         return sliding if kinds is None else {"full_attention": full, "sliding_attention": sliding}
-
-
-def read_card(source: str | Path) -> Card:
-    """`lgrpo.json` of a folder or a hub repository; an explicit model without a recipe where there is none."""
-    path = Path(source) / CARD
-    if not Path(source).exists():
-        from transformers.utils import cached_file
-
-        found = cached_file(str(source), CARD, _raise_exceptions_for_missing_entries=False)
-        path = Path(found) if found else path
-    if not path.exists():
-        return Card("explicit")
-    try:
-        card = Card(**json.loads(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
-    if card.mode not in ("latent", "explicit") or type(card.k) is not int or card.k < 1:
-        raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
-    for name in ("recipe", "data"):
-        if not isinstance(getattr(card, name), str | None):
-            raise UserError(f"{path}: {name} must be a text or null")
-    if not isinstance(card.rollout, dict):
-        raise UserError(f"{path}: rollout must hold settings by name")
-    for name, value in card.rollout.items():
-        kinds, least, most = _ROLLOUT.get(name, (_ANY, 0, 1e300))
-        if type(value) not in kinds or not least <= value <= most:
-            kind = "a number" if float in kinds else "a whole number"
-            raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
-    return card
 
 
 def _reason(error: BaseException) -> str:

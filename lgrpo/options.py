@@ -1,0 +1,75 @@
+"""What a user asks of `init` and `train`, as it came from the command line or as a run kept it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from lgrpo.errors import UserError
+from lgrpo.runs.durable import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user asks of either command; None leaves it to the recipe, the model or the data."""
+
+    data: str | None = None
+    out: Path | None = None
+    recipe: str | None = None
+    overrides: Sequence[str] = ()
+    steps: int | None = None
+    lr: float | None = None
+    overwrite: bool = False
+    seed: int = 0
+    device: str | None = None
+    log_to: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions(Options):
+    """What a user asks of `init`."""
+
+    base: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """What a user asks of `train`."""
+
+    checkpoint: str | None = None
+    without: Sequence[str] = ()
+    surrogate: str | None = None
+    explicit: bool = False
+
+
+def recorded(folder: Path) -> InitOptions | TrainOptions | None:
+    """The options a run began with; None where the folder is no run. Raises UserError where they are damaged."""
+    record = read_json(folder / "run.json") or {}
+    if not record.get("options"):
+        return None
+    kinds: dict[Any, type[InitOptions] | type[TrainOptions]] = {"init": InitOptions, "train": TrainOptions}
+    damaged = UserError(f"{folder / 'run.json'} is damaged (options); begin the run again with --overwrite")
+    options, command = record["options"], record.get("command")
+    if not isinstance(options, dict) or not isinstance(command, str) or command not in kinds:
+        raise damaged
+    declared = get_type_hints(kinds[command])
+    for name, value in options.items():
+        if name not in declared or not _is_a(value, declared[name]):
+            raise damaged
+    return kinds[command](**options)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is what a field of the options is declared as."""
+    if value is None:
+        return type(None) in get_args(kind)
+    if get_origin(kind) is Sequence:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    kinds = get_args(kind) or (kind,)
+    if float in kinds and type(value) in (int, float):
+        return 0 < value <= 1
+    if int in kinds and type(value) is int:
+        return 0 <= value < 1 << 32
+    return type(value) in kinds and type(value) in (str, bool)

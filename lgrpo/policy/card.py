@@ -1,0 +1,58 @@
+"""`lgrpo.json`, which lies beside the weights of a checkpoint: what its chain is, and how it was trained to answer."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lgrpo.errors import UserError
+from lgrpo.policy import files
+
+CARD = "lgrpo.json"
+_WHOLE, _ANY = (int,), (int, float)
+_ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and most of what a card may hold
+    "max_response": (_WHOLE, 1, 1 << 30),
+    "top_k": (_WHOLE, 1, 1 << 30),
+    "tau": (_ANY, 1e-6, 1e6),
+    "noise_scale": (_ANY, 0, 1e6),
+    "temperature": (_ANY, 0, 1e6),
+    "top_p": (_ANY, 1e-6, 1),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `lgrpo.json` holds."""
+
+    mode: str  # "latent" or "explicit"
+    recipe: str | None = None  # None: chosen from the model's size
+    k: int = 10  # tokens in a superposition
+    data: str | None = None  # what it was trained on: the default of later commands
+    rollout: dict[str, float] = field(default_factory=dict)  # settings it was trained to answer under, by their names
+
+
+def read_card(source: str | Path) -> Card:
+    """`lgrpo.json` of a folder or a hub repository; an explicit model without a recipe where there is none."""
+    path = Path(source) / CARD
+    if not Path(source).exists():
+        path = files.found(source, CARD) or path
+    if not path.exists():
+        return Card("explicit")
+    try:
+        card = Card(**json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not a card lgrpo wrote; delete it to start from the plain model") from error
+    if card.mode not in ("latent", "explicit") or type(card.k) is not int or card.k < 1:
+        raise UserError(f"{path}: mode must be latent or explicit and k a positive number")
+    for name in ("recipe", "data"):
+        if not isinstance(getattr(card, name), str | None):
+            raise UserError(f"{path}: {name} must be a text or null")
+    if not isinstance(card.rollout, dict):
+        raise UserError(f"{path}: rollout must hold settings by name")
+    for name, value in card.rollout.items():
+        kinds, least, most = _ROLLOUT.get(name, (_ANY, 0, 1e300))
+        if type(value) not in kinds or not least <= value <= most:
+            kind = "a number" if float in kinds else "a whole number"
+            raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
+    return card
