@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-MEMORY = 4 << 30  # bytes of address space: a tower of powers meets this limit before the machine's
+MEMORY = 1 << 30  # bytes of address space, 65 MB of which are the libraries': a tower of powers meets this limit first
 
 
 def equivalent(reference: str, answer: str) -> bool:
@@ -49,13 +49,18 @@ def _meaning(text: str) -> list[Any]:
     return []
 
 
-def _limit_memory() -> None:
-    """As far as the operating system lets us."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
+def _give_up_rights() -> None:
+    """As far as the operating system lets us: no more than MEMORY, no byte into any file, and first to go."""
+    with contextlib.suppress(ImportError):
         import resource
 
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
+        for kind, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+            _, hard = resource.getrlimit(kind)
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
+    # A machine that runs out of memory all the same ends this process (Linux), not the training that started it.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _alarm(seconds: float) -> None:
@@ -69,7 +74,6 @@ def main(timeout: float) -> None:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process by itself
-    _limit_memory()
 
     def say(number: int, equal: bool, failure: str | None) -> None:
         channel.write(json.dumps([number, equal, failure]) + "\n")
@@ -80,6 +84,7 @@ def main(timeout: float) -> None:
     except Exception as error:
         say(0, False, f"{type(error).__name__}: {error}")
         return
+    _give_up_rights()
     say(0, True, None)
     for line in sys.stdin:
         number, reference, answer = json.loads(line)

@@ -10,8 +10,8 @@ What counts as the same number is decided here:
   whole, since such references are rounded (`151.43` is `151.42857`, but `0.3333` is not `1/3` and `7.0001` not `7`).
 - `%` is dropped; where only one side has it, `50%` is also 0.5.
 - A unit behind the number is dropped (`5 cm`, `30 km/h`, `\frac12\text{ apples}`, `90^\circ`), but not a word that
-  changes the number (`5 million`, `5\text{ or more}`), nor a base (`101_2`), nor a single letter, which may be a
-  variable (`5 x`).
+  changes the number (`5\text{ or more}`), nor a base (`101_2`), nor a single letter, which may be a variable (`5 x`).
+  `5 million` is 5000000, whether dollars or people.
 - An answer that leaves the last step to the reader is not the number: `36-7`, `2^5`, `\sqrt{16}`, `2x = 24`, and
   `36/3` or `\frac{36}{3}` for 12. Computer algebra would work it out, and reinforcement would learn to leave it out.
   Nothing is left to do in `x = 12`, `m+n = 12`, `1.2\times 10^3`, `1\frac12`, and a fraction that is not whole, in
@@ -53,6 +53,9 @@ _CHANGES_THE_NUMBER = re.compile(
     r"plus|minus|times|over|(?<![a-z] )(?:squared|cubed)|factorial|pi|root|less|fewer|more|base|mod)\b",
     re.IGNORECASE,
 )
+_SCALE = re.compile(r"(hundred|thousand|million|billion|trillion|dozen)s?\b ?", re.IGNORECASE)
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_LISTING = {"or", "and", "to", "percent"}
 _ASSIGNED = re.compile(r"([^=,;<>!]{1,60})= ?([^=]+)")  # x = 12, m+n = 12, and 36-7 = 29
 _STEPS = r"[-+*/^(){}. 0-9]|\\(?:frac|sqrt|cdot|times)(?![A-Za-z])"
 _TO_SOLVE = re.compile(rf"(?=.*[0-9])(?:{_STEPS})*([A-Za-z])(?!(?: ?\^\{{-1\}})? ?\()(?:{_STEPS}|\1)*")  # 2x+3, no f(3)
@@ -153,7 +156,9 @@ def number(text: str) -> Number | None:
             whole, over = None, whole
     else:
         return None
-    unit = match["latex_unit"] or match["unit"]
+    unit, scale = match["latex_unit"] or match["unit"], 1
+    while unit and (scaled := _SCALE.match(unit)):
+        unit, scale = unit[scaled.end() :], scale * _SCALES[scaled[1].lower()]
     if unit and _CHANGES_THE_NUMBER.search(unit.removesuffix("times")):
         return None
     if match["power"] and not unit:
@@ -166,7 +171,8 @@ def number(text: str) -> Number | None:
         if whole is not None and ("-" in over + under or part >= 1):
             return None  # no mixed number but a sum that is left to do
         value += part
-    fraction = under is not None and whole is None
+    value *= scale
+    fraction = under is not None and whole is None and scale == 1
     return Number(-value if negative else value, not (point or exponent), bool(match["percent"]), fraction)
 
 
@@ -223,6 +229,12 @@ def chosen(text: str) -> str | None:
     return match[1].upper()
 
 
+def _weighty_words(text: str) -> list[str]:
+    r"""The words in a tidy text that change the number before them; `1 \text{ or } 2` is a list, whose words may go."""
+    found = (match[0].lower() for words in _IN_WORDS.findall(text) for match in _CHANGES_THE_NUMBER.finditer(words))
+    return sorted(word.removesuffix("s") for word in found if word not in _LISTING)
+
+
 def has_control_characters(text: str) -> bool:
     return _CONTROL.search(text) is not None
 
@@ -250,4 +262,7 @@ def settle(answer: str, reference: str) -> bool | None:
             return False
     elif _BRACKETED_LIST.fullmatch(reference) and _BARE_LIST.fullmatch(answer):
         return False  # 1,2 for the point or the interval (1,2)
-    return True if plain(answer) == plain(reference) else None
+    if plain(answer) == plain(reference):
+        return True
+    # Computer algebra drops words, and 5 is not 5\text{ or more}.
+    return None if _weighty_words(answer) == _weighty_words(reference) else False

@@ -75,11 +75,12 @@ class Verifier:
         if len(answer) > self.longest:
             return 0.0, "answer too long"
         within = boxed(reference)
-        expected = tidy(reference if within is None else within)
-        if not expected:
-            return 0.0, "reference is empty"
+        expected = reference if within is None else within
         if len(expected) > self.longest:
             return 0.0, "reference too long"
+        expected = tidy(expected)
+        if not expected:
+            return 0.0, "reference is empty"
         given = tidy(answer)
         verdict = settle(given, expected)
         if verdict is not None:
