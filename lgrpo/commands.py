@@ -1,6 +1,5 @@
 """What `init` and `train` do with their options: find model and data, settle the plan, go."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from lgrpo.memory import reinforcement as memory
 from lgrpo.options import InitOptions, Options, TrainOptions, recorded
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
-from lgrpo.policy import Policy
+from lgrpo.policy import Policy, trained_on
 from lgrpo.problems import Problem, copies
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
@@ -73,6 +72,7 @@ def init(asked: InitOptions) -> Path:
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
             return out
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
+        policy.trained_on = trained_on.joined(policy.trained_on, train_set)
         _say_damaged(show, run)
         show.plan(settled)
         _say_copies(show, problems)
@@ -105,7 +105,7 @@ def train(asked: TrainOptions) -> Path:
     if isinstance(began, TrainOptions) and asked.out is None:
         asked = _continued(folder, began, asked)
     elif isinstance(began, InitOptions) and not (read_json(folder / "run.json") or {}).get("finished"):
-        print(f"{folder} is not finished: going on with `lgrpo init` first", file=sys.stderr)
+        session.on_stderr(f"{folder} is not finished: going on with `lgrpo init` first")
         init(replace(began, out=folder, device=asked.device or began.device))
     return _train(asked)
 
@@ -142,7 +142,7 @@ def _train(asked: TrainOptions) -> Path:
     settings, rows = memory.settle(policy, settings, rows, given)
     problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
     if not asked.explicit and not session.has_latent_chain(policy, source, problems, settings):
-        print(f"{name} has no latent chain yet: running `lgrpo init` first", file=sys.stderr)
+        session.on_stderr(f"{name} has no latent chain yet: running `lgrpo init` first")
         del policy  # `init` loads its own, and a GPU may not hold two beside the optimizer
         base = init(_init_first(asked))
         return _train(replace(asked, checkpoint=str(base)))
@@ -176,6 +176,12 @@ def _train(asked: TrainOptions) -> Path:
         elif not asked.explicit and not policy.latent:
             show.say(f"{name} has no lgrpo.json, but answers after a latent chain: it is trained as it is")
         policy.card = replace(policy.card, data=data)
+        if not run.resumed and (known := trained_on.count(policy.trained_on, held_out)):
+            show.warn(
+                f"{known} of the {len(held_out)} held-out problems are among those {name} was trained on, and their "
+                "scores tell less; give other --data, or the --seed it was trained with"
+            )
+        policy.trained_on = trained_on.joined(policy.trained_on, train_set)
         show.plan(settled)
         _say_copies(show, problems)
         _say_left_out(show, unchecked, "have an answer that cannot be checked")

@@ -67,6 +67,11 @@ def normalised(text: str) -> str:
     return "".join(filter(str.isalnum, text.lower())) or text
 
 
+def text_hash(problem: Problem) -> int:
+    """64 bits, signed, that stand for the normalised text."""
+    return int.from_bytes(_digest(problem)[:8], "big", signed=True)
+
+
 def _digest(problem: Problem) -> bytes:
     """16 bytes that stand for the normalised text."""
     return hashlib.blake2b(_bytes(normalised(problem.problem)), digest_size=16).digest()

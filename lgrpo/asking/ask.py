@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ def recognised(policy: Policy, name: str, problems: Sequence[Problem], settings:
     source = None if session.is_tiny(name) else session.find(name)
     if not session.has_latent_chain(policy, source, problems, settings):
         return policy.card
-    print(f"{name} has no {CARD}, but answers after a latent chain: it is asked for one", file=sys.stderr)
+    session.on_stderr(f"{name} has no {CARD}, but answers after a latent chain: it is asked for one")
     return replace(policy.card, mode="latent")
 
 

@@ -11,6 +11,7 @@ from lgrpo.asking.slash import COMMANDS, Talk, described, helped, obey
 from lgrpo.errors import UserError
 from lgrpo.screen.prompt import Prompt, history_file
 from lgrpo.screen.terminal import console_on, note, table
+from lgrpo.text import clean
 
 
 def talk(load: Callable[[str | None], Asker], wish: Wish, looks: Looks, prompt: Prompt | None = None) -> None:
@@ -49,7 +50,7 @@ def _obey(text: str, now: Talk, load: Callable[[str | None], Asker]) -> Talk:
 
 def toolbar(now: Talk) -> str:
     """What will be asked, in a few words."""
-    words = [now.asker.name]
+    words = [clean(now.asker.name)]
     if now.wish.samples > 1:
         words.append(f"{now.wish.samples} samples")
     if now.wish.explore:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from lgrpo.asking.ask import Asker, Wish, question
 from lgrpo.asking.present import Looks, present
 from lgrpo.errors import UserError
+from lgrpo.text import clean
 
 
 def sample(
@@ -46,4 +47,4 @@ def sample(
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(clean(text), file=sys.stderr)

@@ -15,9 +15,11 @@ from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
 from lgrpo.errors import UserError
 from lgrpo.exam.exam import Benchmark, Exam, Scored
+from lgrpo.policy import trained_on
 from lgrpo.report import write_report
 from lgrpo.screen import Show
 from lgrpo.screen.scores import markdown, scores
+from lgrpo.text import clean
 from lgrpo.verify import Verifier
 
 EVALUATED = 500  # problems of an endless source
@@ -48,7 +50,7 @@ def evaluate(asked: EvalOptions) -> None:
     """
     names = asked.checkpoints or [str(session.newest())]
     if replace(asked, checkpoints=()) == EvalOptions(report=True):  # nothing else is asked
-        _report(names, print)
+        _report(names, lambda text: print(clean(text)))
         return
     if asked.as_json and asked.markdown:
         raise UserError("--json and --markdown are two forms of the same answer; choose one")
@@ -111,6 +113,11 @@ def _checkpoint(
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
     for benchmark in benchmarks:
         session.check_room(policy, benchmark.problems, asked.max_response)
+        if known := trained_on.count(policy.trained_on, benchmark.problems):
+            show.warn(
+                f"{known} of the {len(benchmark.problems)} problems of {benchmark.name} are among those {name} was "
+                f"trained on ({policy.card.data}), and the score tells less; give --data with problems it has not seen"
+            )
     engine = Engine(
         policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, show.warn
     )

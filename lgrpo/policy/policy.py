@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lgrpo.errors import UserError
-from lgrpo.policy import attention, files, products
+from lgrpo.policy import attention, files, products, trained_on
 from lgrpo.policy.cache import SlotCache
 from lgrpo.policy.card import CARD, Card, read_card
 from lgrpo.policy.lean import LeanDecoder
@@ -36,6 +36,7 @@ class Policy:
 
     def __init__(self, model: Any, tokenizer: Any, card: Card, name: str):
         self.model, self.tokenizer, self.card, self.name = model, tokenizer, card, name
+        self.trained_on = trained_on.nothing()  # int64 [M]: hashes of problems
         self._pieces: dict[int, str] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
@@ -112,6 +113,7 @@ class Policy:
             raise UserError(
                 f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
             )
+        policy.trained_on = trained_on.read(source)
         policy.check_weights()
         policy.check_head()
         return policy
@@ -127,9 +129,10 @@ class Policy:
             if not self.model.generation_config.do_sample:
                 setattr(self.model.generation_config, knob, None)
         self.model.save_pretrained(folder)
-        compare(sorted(folder.glob("*.safetensors")), self.model.state_dict())
+        compare(sorted(folder.glob("model*.safetensors")), self.model.state_dict())
         self.tokenizer.save_pretrained(folder)
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
+        trained_on.write(folder, self.trained_on)
 
     @property
     def device(self) -> torch.device:

@@ -91,6 +91,6 @@ def _word(word: str, weight: float) -> str:
     return f'<span class=w><b>{_text(word)}</b><i style="width:{width:.2f}em"></i><small>{weight:.2f}</small></span>'
 
 
-def _text(text: str) -> str:
+def _text(text: object) -> str:
     """Words of anybody's as text and nothing else."""
-    return escape(clean(text))
+    return escape(clean(str(text)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOTE = "saved.json"
-_STATE = ("train_state", "init_state", NOTE)  # beside a model of ours, and no part of it
+_STATE = ("train_state", "init_state", "trained_on", NOTE)  # beside a model of ours, and no part of it
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 _READERS = 4  # files that are hashed at a time
 

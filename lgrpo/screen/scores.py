@@ -161,9 +161,12 @@ _MEASURES = [
 ]
 
 
+_LITERALLY = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "`": "\\`"})
+
+
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
     def written(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(clean(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(clean(cell).translate(_LITERALLY) for cell in cells) + " |"
 
     rule = "|" + "|".join("---" if place < words else "---:" for place in range(len(head))) + "|"
     return "\n".join([written(head), rule, *map(written, rows)])
