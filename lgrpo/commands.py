@@ -52,7 +52,9 @@ def init(asked: InitOptions) -> Path:
     problems, without_chain = need_chain(problems)
     problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
-    train_set, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    _, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    # What `train` will hold out, these among them, is not learnt here: its scores would be of known problems.
+    train_set, _, _ = session.set_aside(problems, max(settings.held_out, like.held_out), asked.seed, rows)
     check_examples(policy, train_set, settings)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]

@@ -78,7 +78,7 @@ def test_init_and_train_remember_and_eval_warns(tmp_path: Path, monkeypatch: pyt
     """Through the commands: `train` on other data knows what `init` was trained on, too."""
     monkeypatch.chdir(tmp_path)
     small = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 2, "held_out": 4}
-    steps = {"steps": 1, "batch": 2, "update_batch": 1, "draws": 1, "max_response": 12, "held_out": 4, "eval_every": 2}
+    steps = {"steps": 1, "batch": 2, "update_batch": 1, "draws": 1, "max_response": 12, "held_out": 6, "eval_every": 2}
     for table, numbers in ((schedule._RECIPES, small), (plan._RECIPES, steps)):
         for name, value in numbers.items():
             monkeypatch.setitem(table["tiny"], name, (value, "small"))
@@ -89,14 +89,14 @@ def test_init_and_train_remember_and_eval_warns(tmp_path: Path, monkeypatch: pyt
     asked = [*map(louder, KNOWN), *NEW, Problem("Is this new?", "1")]
     scored = ["--runs", "1", "--samples", "0", "--device", "cpu"]
     both = done("eval", "runs/a-grpo", "--data", written(Path("both.jsonl"), asked), *scored)
-    assert (  # each held out four
-        "warning: 52 of the 61 problems of both are among those runs/a-grpo was trained on (second.jsonl), and the "
+    assert (  # six of the forty are for `train`, four of the twenty are a fifth
+        "warning: 50 of the 61 problems of both are among those runs/a-grpo was trained on (second.jsonl), and the "
         "score tells less; give --data with problems it has not seen\n"
     ) in both.stderr
     one = done("eval", "runs/a-init", "--data", written(Path("new.jsonl"), NEW), *scored)
     assert "trained on" not in one.stderr
     again = done("train", "runs/a-init", "--data", first, "--seed", "5", "--out", "runs/again", "--device", "cpu")
-    assert "of the 4 held-out problems are among those runs/a-init was trained on" in again.stderr
+    assert "of the 6 held-out problems are among those runs/a-init was trained on" in again.stderr
     same = done("train", "runs/a-init", "--data", first, "--out", "runs/same", "--device", "cpu")
     assert "held-out problems are among" not in same.stderr
 
