@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import plan, session, trackers
+from lgrpo import context, plan, session, trackers
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.estimate import init_time, train_time
@@ -30,7 +30,7 @@ from lgrpo.verify import Verifier
 
 def init(asked: InitOptions) -> Path:
     """Latent-SFT of a base model; returns the run folder."""
-    given = read_overrides(asked.overrides, Schedule)
+    chosen = read_overrides(asked.overrides, Schedule)
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
     found = session.find(asked.base)
@@ -38,16 +38,18 @@ def init(asked: InitOptions) -> Path:
     name = asked.base or session.TINY
     if policy.latent:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
-    chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
-    lengths = {key: given.pop(key, None) for key in ("max_prompt", "max_response")}
-    like, _ = plan.train_settings(chosen, k=policy.card.k, **lengths)
+    recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
+    lengths: dict[str, Any] = {name: chosen.get(name) for name in ("max_prompt", "max_response")}
+    like, _ = plan.train_settings(recipe, k=policy.card.k, **lengths)
+    rest = {name: value for name, value in chosen.items() if name not in lengths}
     settings, rows = schedule(
-        chosen.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
-        seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **given,
+        recipe.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
+        seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **rest,
     )  # fmt: skip
     if settings.k > (tokens := len(policy.tokenizer)):
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
-    settings, rows = init_memory.settle(policy, settings, rows, given)
+    settings, rows = context.settle(policy, settings, rows, chosen)
+    settings, rows = init_memory.settle(policy, settings, rows, chosen)
     problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
     problems, without_chain = need_chain(problems)
     problems, unchecked = session.checkable(problems)
@@ -58,7 +60,7 @@ def init(asked: InitOptions) -> Path:
     check_examples(policy, train_set, settings)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]
-    settled = _plan(chosen, where, policy, source, train_set, held_out, rows)
+    settled = _plan(recipe, where, policy, source, train_set, held_out, rows)
     same = session.identity(
         settings, base=name, base_hash=session.model_hash(policy, found), data=source,
         data_hash=session.data_hash(problems),
@@ -127,7 +129,7 @@ def _continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainO
 
 
 def _train(asked: TrainOptions) -> Path:
-    given = read_overrides(asked.overrides, TrainSettings, without=["k"])
+    chosen = read_overrides(asked.overrides, TrainSettings, without=["k"])
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
     found = session.find(asked.checkpoint)
@@ -136,12 +138,13 @@ def _train(asked: TrainOptions) -> Path:
     name = asked.checkpoint or session.TINY
     if asked.explicit and policy.latent:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
-    chosen = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
+    recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
     settings, rows = plan.train_settings(
-        chosen, k=policy.card.k, seed=asked.seed, explicit=asked.explicit,
-        without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **given,
+        recipe, k=policy.card.k, seed=asked.seed, explicit=asked.explicit,
+        without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **chosen,
     )  # fmt: skip
-    settings, rows = memory.settle(policy, settings, rows, given)
+    settings, rows = context.settle(policy, settings, rows, chosen)
+    settings, rows = memory.settle(policy, settings, rows, chosen)
     problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
     if not asked.explicit and not session.has_latent_chain(policy, source, problems, settings):
         session.on_stderr(f"{name} has no latent chain yet: running `lgrpo init` first")
@@ -155,7 +158,7 @@ def _train(asked: TrainOptions) -> Path:
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     need = disk.train_bytes(policy)
     plan_rows = [*plan_rows, train_time(policy, settings, train_set), disk.check_room(out, need)]
-    settled = _plan(chosen, where, policy, data, train_set, held_out, plan_rows)
+    settled = _plan(recipe, where, policy, data, train_set, held_out, plan_rows)
     data_hash = session.data_hash(problems)
     same = session.identity(
         settings, checkpoint=source or session.TINY, checkpoint_hash=session.model_hash(policy, found), data=data,
@@ -188,8 +191,6 @@ def _train(asked: TrainOptions) -> Path:
         _say_copies(show, problems)
         _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
-        if (length := settings.max_prompt + settings.max_response) > (room := session.positions_of(policy)):
-            show.warn(f"{length} positions of prompt and response are more than the {room:g} {name} was made for")
         learn(policy, train_set, held_out, settings, grader, run, show, initial)
         if trouble := grader.trouble():
             show.warn(trouble)
@@ -220,13 +221,13 @@ def _plan(
     source: str,
     train_set: Sequence[Problem],
     held_out: Sequence[Problem],
-    rows: Sequence[tuple[str, Any, str]],
+    rows: Sequence[Setting],
 ) -> list[Setting]:
     """Every setting with its reason, as it is shown and kept with the run."""
     why = "a CPU's" if policy.device.type == "cpu" else "a GPU's; each weight's exact value is kept beside it"
     dtype = Setting("dtype", str(policy.dtype).removeprefix("torch."), why)
     data = Setting("data", source, f"{len(train_set)} problems to train on, {len(held_out)} held out")
-    return [recipe, device, dtype, data, *(Setting(*row) for row in rows if row[0] != "recipe")]
+    return [recipe, device, dtype, data, *(row for row in rows if row.name != "recipe")]
 
 
 def _say_damaged(show: Show, run: Run) -> None:

@@ -1,7 +1,6 @@
 """What every command needs first: the device, the model, the problems."""
 
 import hashlib
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -150,12 +149,12 @@ def checkable(problems: Sequence[Problem]) -> tuple[list[Problem], int]:
 
 
 def set_aside(
-    problems: Sequence[Problem], wanted: int, seed: int, plan: Sequence[tuple[str, Any, str]]
-) -> tuple[list[Problem], list[Problem], list[tuple[str, Any, str]]]:
+    problems: Sequence[Problem], wanted: int, seed: int, plan: Sequence[Setting]
+) -> tuple[list[Problem], list[Problem], list[Setting]]:
     """(training problems, held-out ones, the plan with their number): a fifth of the data where `wanted` is more."""
     fifth = max(1, len(problems) // 5)
     if fifth < wanted:
-        row = ("held_out", fifth, f"a fifth of the {len(problems)} problems")
+        row = Setting("held_out", fifth, f"a fifth of the {len(problems)} problems")
         plan = [row if entry[0] == "held_out" else entry for entry in plan]
     return *hold_out(problems, min(fifth, wanted), seed), list(plan)
 
@@ -166,24 +165,6 @@ def data_hash(problems: Sequence[Problem]) -> str:
     for one in problems:
         digest.update(repr((one.problem, one.answer, one.cot)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
-
-
-def positions_of(policy: Policy) -> float:
-    """How many positions the model was made for; without end where its configuration does not say."""
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return math.inf if positions is None else positions
-
-
-def check_room(policy: Policy, problems: Sequence[Problem], max_response: int | None) -> None:
-    """Raises UserError where a prompt, or the longest response asked for, is more than the model has positions."""
-    positions = positions_of(policy)
-    if max_response is not None and max_response > positions:
-        raise UserError(f"--max-response {max_response} is more than the {positions} positions of {policy.name}")
-    longest = max(len(policy.prompt_ids(one.problem, policy.latent)) for one in problems)
-    if longest >= positions:
-        raise UserError(
-            f"the longest prompt has {longest} positions and {policy.name} has {positions}; shorten it or leave it out"
-        )
 
 
 def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Problem], settings: TrainSettings) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lgrpo import noise, plan, reading, session
+from lgrpo import context, noise, plan, reading, session
 from lgrpo.engine import Engine
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import CARD, Card, Policy
@@ -94,7 +94,7 @@ class Asker:
         self.engine = Engine(
             self.policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, report
         )
-        session.check_room(self.policy, [Problem("", "")], max_response)
+        context.check_room(self.policy, [Problem("", "")], max_response)
         self._met = False
 
     def meet(self, problems: Sequence[Problem]) -> None:
@@ -132,7 +132,7 @@ class Asker:
         Raises UserError where the problem is too long for the model.
         """
         self.meet([problem])
-        session.check_room(self.policy, [problem], None)
+        context.check_room(self.policy, [problem], None)
         texts = [Unfolding(self.policy) for _ in range(wish.samples)]
         first: dict[int, float] = {}
         answers: dict[int, Answer] = {}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from lgrpo import session
+from lgrpo import context
 from lgrpo.asking.ask import Answer, Asker, Wish
 from lgrpo.data import read_to_ask
 from lgrpo.errors import UserError
@@ -116,7 +116,7 @@ def _look_through(source: str) -> tuple[int, int]:
 def _certain(asker: Asker) -> float:
     """Bytes of a problem that are certain to fit: a token is a byte at least."""
     empty = len(asker.policy.prompt_ids("", latent=True))
-    return session.positions_of(asker.policy) - empty - MARGIN
+    return context.positions_of(asker.policy) - empty - MARGIN
 
 
 def _check_room(asker: Asker, row: Row) -> None:
@@ -124,7 +124,7 @@ def _check_room(asker: Asker, row: Row) -> None:
     if len(problem.problem.encode()) < _certain(asker):
         return
     length = len(asker.policy.prompt_ids(problem.problem, latent=True))
-    positions = session.positions_of(asker.policy)
+    positions = context.positions_of(asker.policy)
     if length >= positions:
         raise UserError(
             f"{place}: a prompt of {length} positions, and {asker.name} has {positions}; shorten it or leave it out"

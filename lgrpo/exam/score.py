@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lgrpo import session
+from lgrpo import context, session
 from lgrpo.asking import ask
 from lgrpo.compare import paired
 from lgrpo.data import read_problems
@@ -112,7 +112,7 @@ def _checkpoint(
     settings = ask.engine_settings(policy, asked.max_response)
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
     for benchmark in benchmarks:
-        session.check_room(policy, benchmark.problems, asked.max_response)
+        context.check_room(policy, benchmark.problems, asked.max_response)
         if known := trained_on.count(policy.trained_on, benchmark.problems):
             show.warn(
                 f"{known} of the {len(benchmark.problems)} problems of {benchmark.name} are among those {name} was "

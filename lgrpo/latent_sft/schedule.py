@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lgrpo.errors import UserError
+from lgrpo.plan import Setting
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def schedule(
     seed: int = 0,
     steps: int | None = None,
     **chosen: Any,
-) -> tuple[Schedule, list[tuple[str, Any, str]]]:
-    """The settings of `init`, and the plan that explains them as (name, value, reason).
+) -> tuple[Schedule, list[Setting]]:
+    """The settings of `init`, and the plan that explains them.
 
     max_prompt and max_response are those of the recipe's reinforcement. `steps` is the sum over all parts, which share
     it as in the recipe. `chosen` overrides single settings; None leaves one alone. Raises UserError on a value out of
@@ -176,4 +177,4 @@ def schedule(
         if not table[name][0] > 0:
             raise UserError(f"{name} must be positive, not {table[name][0]}")
     names = [field.name for field in fields(Schedule)]
-    return Schedule(**{name: table[name][0] for name in names}), [(name, *table[name]) for name in names]
+    return Schedule(**{name: table[name][0] for name in names}), [Setting(name, *table[name]) for name in names]

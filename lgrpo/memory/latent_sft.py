@@ -6,15 +6,14 @@ through both, both keep their activations. Stage 2 has one model.
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.memory.reinforcement import STATE, Shape, activations, found, logits, smaller
+from lgrpo.plan import Setting
 from lgrpo.policy import Policy
 from lgrpo.text import gigabytes
-
-Row = tuple[str, Any, str]  # name, value, reason
 
 
 class Part(NamedTuple):
@@ -75,28 +74,30 @@ def fit(shape: Shape, schedule: Schedule, room: float | None, chosen: Collection
     )
 
 
-def plan_rows(shape: Shape, schedule: Schedule, room: float | None, rows: Sequence[Row]) -> list[Row]:
+def plan_rows(shape: Shape, schedule: Schedule, room: float | None, rows: Sequence[Setting]) -> list[Setting]:
     """The plan with what `fit` chose, and the memory each part takes, with reasons."""
     why = {
         "micro_tokens": "the most that fits",
         "checkpointing": "as many positions at a time do not fit without",
         "joint_steps": "both models cannot be trained together on this device",
     }
-    out: list[Row] = []
+    out: list[Setting] = []
     for name, value, reason in rows:
         now = getattr(schedule, name)
-        out.append((name, value, reason) if now == value else (name, now, f"derived from the memory: {why[name]}"))
+        if now != value:
+            value, reason = now, f"derived from the memory: {why[name]}"
+        out.append(Setting(name, value, reason))
     limit = "no bound known" if room is None else f"of {gigabytes(room)} that are free"
     for name, size in needs(shape, schedule).items():
         part = PARTS[name]
         models = f"{part.held} model{'s' * (part.held > 1)}, {part.trained} trained"
-        out.append((f"memory: {name}", gigabytes(size), f"{models}; {limit}"))
+        out.append(Setting(f"memory: {name}", gigabytes(size), f"{models}; {limit}"))
     return out
 
 
 def settle(
-    policy: Policy, schedule: Schedule, rows: Sequence[Row], chosen: Collection[str]
-) -> tuple[Schedule, list[Row]]:
+    policy: Policy, schedule: Schedule, rows: Sequence[Setting], chosen: Collection[str]
+) -> tuple[Schedule, list[Setting]]:
     """A schedule that fits the policy's device, and the plan that explains it. `chosen`: names the user set."""
     shape, room = found(policy)
     schedule = fit(shape, schedule, room, chosen)
