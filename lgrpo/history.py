@@ -8,10 +8,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lgrpo import forms
+from lgrpo.metrics import METRICS
 from lgrpo.runs.durable import from_json
 
 RECENT = 3  # steps that are looked at together: one odd batch is no trouble
 KEPT = 200  # newest steps that a run which goes on remembers, beside its first ones
+
+
+def _word(value: Any) -> bool:
+    """[text, weight] of a superposition."""
+    return isinstance(value, list) and len(value) == 2 and forms.number(value[1])
+
+
+NUMBERS = {"step": forms.count, **dict.fromkeys(METRICS, forms.number)}
+SAMPLE = forms.object_with(
+    {"problem": forms.text, "reference": forms.text, "answer": forms.text, "right": forms.anything,
+     "latent_length": forms.count, "chain": forms.list_of(forms.list_of(_word))}
+)  # fmt: skip
+SCORED = forms.object_with({"step": forms.count})
+BESIDE_SCORE = {**forms.BESIDE_SCORE, "samples": forms.list_of(SAMPLE)}
 
 
 @dataclass
@@ -23,14 +39,14 @@ class History:
 
     @classmethod
     def read(cls, run: Path) -> History:
-        """Of a run folder. Lines that are no JSON object, such as a torn last one, are passed over."""
-        steps: list[Mapping[str, Any]] = [
-            entry for entry in read_lines(run / "metrics.jsonl") if type(entry.get("step")) is int
-        ]
+        """Of a run folder. Lines that are no JSON object, such as a torn last one, and numbers that are none are
+        passed over."""
+        lines = (forms.kept(entry, NUMBERS) for entry in read_lines(run / "metrics.jsonl"))
+        steps: list[Mapping[str, Any]] = [entry for entry in lines if entry.get("step") is not None]
         newest: dict[int, Mapping[str, Any]] = {}  # a step that was scored again after a resume counts once
         for event in read_lines(run / "events.jsonl"):
-            if event.get("event") == "held_out" and type(event.get("step")) is int:
-                newest[event["step"]] = event
+            if event.get("event") == "held_out" and SCORED(event) and forms.SCORE(event):
+                newest[event["step"]] = forms.kept(event, BESIDE_SCORE)
         return cls(steps, [newest[step] for step in sorted(newest)])
 
     def add(self, step: Mapping[str, Any]) -> None:

@@ -30,7 +30,11 @@ from lgrpo.errors import UserError
 from lgrpo.history import History
 from lgrpo.options import recorded
 from lgrpo.policy import Card, Policy
+from lgrpo.report.page import page
+from lgrpo.report.tables import Recorded
 from lgrpo.runs import checkpoints, guard
+from lgrpo.runs.contents import seal
+from lgrpo.runs.durable import read_json
 
 MINUTES = float(os.environ.get("LGRPO_FUZZ_MINUTES", "0"))
 SLOWEST = 20.0  # seconds an example may take on a busy machine: all of them take milliseconds
@@ -265,19 +269,30 @@ RECORD = {
     "resumed": [],
 }
 SAVED = {"sequence": 1, "saved": "2026-01-01T00:00:00.000000+00:00", "score": 0.5}
+SAMPLE = {"problem": "?", "reference": "3", "answer": "4", "right": False, "latent_length": 1, "chain": [[["x", 1.0]]]}
+SCORE = {
+    "event": "held_out", "step": 1, "problems": 2, "pass@1": 0.5, "pass@1_se": 0.1, "pass@1_interval": [0.1, 0.9],
+    "latent_length": 3.0, "explicit_length": 2.0, "length": 5.0, "invalid": 0.0, "shares": [0, 1], "samples": [SAMPLE],
+}  # fmt: skip
+SUMMARY = {"time": "2026-01-02", "results": [{"benchmark": "b", "runs": 1, **SCORE}]}
 
 
-@pytest.mark.parametrize("name", ["run.json", "checkpoints/step-000001/saved.json", "metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "checkpoints/step-000001/saved.json", "metrics.jsonl", "events.jsonl", "eval/summary-b.json"],
+)  # fmt: skip
 def test_run(name: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in ("step-000001", "step-000002"):
         (run / "checkpoints" / step).mkdir(parents=True)
         (run / "checkpoints" / step / "config.json").write_text("{}")
-        (run / "checkpoints" / step / "saved.json").write_text(json.dumps(SAVED))
+        seal(run / "checkpoints" / step, SAVED)
+    (run / "eval").mkdir()
     contents = {
         "run.json": json.dumps(RECORD).encode(),
         "metrics.jsonl": b'{"step": 1, "reward": 0.5}\n',
-        "events.jsonl": b'{"event": "held_out", "step": 1, "pass@1": 0.5}\n',
+        "events.jsonl": json.dumps(SCORE).encode() + b"\n",
+        "eval/summary-b.json": json.dumps(SUMMARY).encode(),
     }
     for file, content in contents.items():
         (run / file).write_bytes(content)
@@ -298,11 +313,14 @@ def test_run(name: str, tmp_path: Path) -> None:
         assert began is None or began.steps is None or began.steps > 0
         history = History.read(run)
         assert all(type(step["step"]) is int for step in history.steps)
+        if record := read_json(run / "run.json"):
+            assert page(Recorded.read(run, record, history), "").startswith("<!doctype html>")
         assert sorted(tmp_path.rglob("*")) == before
 
     check(content)
     assert recorded(run) is not None
+    assert Path(checkpoints.resolve_checkpoint(str(run), pytest.fail)).is_dir()
     hold(name, 60, damaged(content, is_json=True), check)
 
 
-PROPERTIES = len(DATA) + 1 + 6 + 4  # that share LGRPO_FUZZ_MINUTES
+PROPERTIES = len(DATA) + 1 + 6 + 5  # that share LGRPO_FUZZ_MINUTES

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,11 +102,10 @@ def test_history_is_read_back(tmp_path: Path) -> None:
     lines = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]
     torn = '{"step": 3, "rew'
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
-    events = [{"event": "held_out", "step": 2, "pass@1": 0.1}, {"event": "trial"}]
-    events += [{"event": "held_out", "step": 0, "pass@1": 0.3}, {"event": "held_out", "step": 2, "pass@1": 0.2}]
+    events = [held_out(2, 0.1), {"event": "trial"}, held_out(0, 0.3), held_out(2, 0.2)]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     read = History.read(tmp_path)
-    assert read.steps == lines
+    assert read.steps == [{"step": 1, "reward": 0.5}, {"step": 2}]
     assert [(one["step"], one["pass@1"]) for one in read.scores] == [(0, 0.3), (2, 0.2)]  # scored again: counts once
     assert (len(read.until(1).steps), len(read.until(1).scores)) == (1, 1)
     assert History.read(tmp_path / "nowhere") == History()
@@ -135,3 +135,19 @@ def test_numbers_are_written_by_their_kind(name: str, value: object, text: str) 
 def test_every_metric_is_explained() -> None:
     assert all(metric.meaning and metric.label for metric in METRICS.values())
     assert len({metric.label for metric in METRICS.values()}) == len(METRICS)
+
+
+def held_out(step: Any, rate: Any, **more: Any) -> dict[str, Any]:
+    facts = {"event": "held_out", "step": step, "pass@1": rate, "pass@1_se": 0.1}
+    return {**facts, "latent_length": 9.0, "explicit_length": 5.0, **more}
+
+
+def test_what_is_not_in_its_form_is_left_out(tmp_path: Path) -> None:
+    lines = [{"step": 1, "reward": "high", "loss": True}, {"step": "2"}, {"step": -1}, {"step": 3, "reward": 1e308}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    odd = [held_out("1", 0.5), held_out(1, "0.5"), held_out(1, 1.5), held_out(1, 0.5, latent_length=None)]
+    good = held_out(2, 0.5, shares=[0, "1"], samples=[{"problem": 3}], invalid=0.25, **{"pass@1_interval": [0.1]})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [*odd, good]))
+    read = History.read(tmp_path)
+    assert read.steps == [{"step": 1}, {"step": 3}]
+    assert read.scores == [held_out(2, 0.5, invalid=0.25)]

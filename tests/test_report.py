@@ -226,3 +226,27 @@ def test_a_report_opens_in_a_browser(tmp_path: Path) -> None:
     assert "script" not in opened.tags
     assert opened.tags.count("svg") == 1
     assert "20 problems won, 0 lost" in opened.text
+
+
+def test_a_report_is_written_of_whatever_stands_in_the_files(tmp_path: Path) -> None:
+    odd: list[Any] = [None, 7, "x", [3], {"a": [1]}, 10**400, float("nan")]
+    for number, one in enumerate(odd):
+        run = tmp_path / str(number)
+        (run / "eval").mkdir(parents=True)
+        names = ("argv", "identity", "settings", "versions", "resumed", "started", "finished", "git", "platform")
+        (run / "run.json").write_text(json.dumps({"command": "train", **dict.fromkeys(names, one)}))
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward": one, "rollout_s": one}) + "\n")
+        events = [
+            {"event": one, "step": one, "time": one},
+            {**scored(1, [0, 1]), "pass@1": one},
+            {**scored(1, [0, 1]), "shares": one, "samples": one},
+        ]
+        (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        results = [
+            one,
+            {**scored(1, [0, 1]), "pass@1": one},
+            {**scored(1, [0, 1]), "problems": one, "runs": one, "invalid": one},
+        ]
+        for count, summary in enumerate(({"results": one}, {"results": results, "time": "2026"})):
+            (run / "eval" / f"summary-{count}.json").write_text(json.dumps(summary))
+        assert "Held-out Pass@1 0.500" in write_report(run).read_text()

@@ -379,7 +379,7 @@ DAMAGES = {
     "a cut file": (lambda folder: os.truncate(folder / "model.safetensors", 600), "model.safetensors is not what"),
     "a missing file": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "no record": (lambda folder: (folder / "saved.json").unlink(), "saved.json is missing"),
-    "half a record": (lambda folder: os.truncate(folder / "saved.json", 40), "saved.json cannot be read"),
+    "half a record": (lambda folder: os.truncate(folder / "saved.json", 40), "saved.json is not what was written"),
     "another score": (
         lambda folder: (folder / "saved.json").write_text((folder / "saved.json").read_text().replace("0.5", "0.9")),
         "saved.json is not what was written",

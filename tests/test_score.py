@@ -19,12 +19,16 @@ from lgrpo.exam import score
 from lgrpo.exam.score import EvalOptions
 from lgrpo.interrupt import Stopped
 from lgrpo.policy import Card, Policy
+from lgrpo.runs.contents import seal
 from lgrpo.screen import Show
 
 
 @pytest.fixture(autouse=True)
 def _empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+NOTE = {"sequence": 1, "saved": "2026", "score": 0.5}
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def run_folder() -> str:
     folder = Path("runs/mine/checkpoints/step-000001")
     folder.mkdir(parents=True)
     model.save(folder)
-    (folder / "saved.json").write_text('{"sequence": 1, "saved": "2026", "score": 0.5}')
+    seal(folder, NOTE)
     Path("runs/mine/run.json").write_text('{"command": "train"}')
     return "runs/mine"
 
@@ -157,6 +161,7 @@ def test_other_weights_are_another_file(
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    seal(weights.parent, NOTE)
     made = asked_for(monkeypatch)
     results(capsys, run_folder)
     assert made == [12, 12]

@@ -9,14 +9,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lgrpo import compare
+from lgrpo import compare, forms
 from lgrpo.history import History, read_lines
 from lgrpo.metrics import METRICS, shown
 from lgrpo.runs.durable import read_json
 from lgrpo.text import duration, gigabytes, setting
 
 Table = Sequence[Sequence[str]]  # rows of words; the first is the head
-SHOWN_SETTINGS = ("recipe", "device", "data")
+RECORD = {  # of run.json, what is looked into
+    "argv": forms.list_of(forms.text),
+    "identity": forms.object_of(forms.anything),
+    "settings": forms.object_of(forms.object_of(forms.anything)),
+    "versions": forms.object_of(forms.anything),
+    "resumed": forms.list_of(forms.object_of(forms.anything)),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Recorded:
     @classmethod
     def read(cls, run: Path, record: Mapping[str, Any], history: History) -> Recorded:
         """Of a run folder."""
+        record = forms.kept(record, RECORD)
         events = list(read_lines(run / "events.jsonl"))
         first, best = _first_and_best(history)
         return cls(
@@ -113,8 +120,10 @@ def _evaluated(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
         summary = read_json(path) or {}
         time = str(summary.get("time"))
         if time >= str(record.get("started")):
-            for entry in summary.get("results") or []:
-                key = str(entry.get("benchmark")), int(entry.get("problems", 0)), int(entry.get("runs", 0))
+            results = summary.get("results")
+            for entry in filter(forms.SCORE, results if isinstance(results, list) else []):
+                entry = forms.kept(entry, forms.BESIDE_SCORE)
+                key = str(entry.get("benchmark")), entry.get("problems", 0), entry.get("runs", 0)
                 newest[key] = max(newest.get(key, ("", {})), (time, entry), key=lambda one: one[0])
     for (benchmark, _, runs), (_, entry) in sorted(newest.items()):
         yield _score_row(f"{benchmark}, {runs} run{'s' * (runs != 1)} a problem", entry)
@@ -185,9 +194,9 @@ def _time(record: Mapping[str, Any], history: History) -> Table:
 def _wall(record: Mapping[str, Any]) -> float | None:
     try:
         start, end = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
+        return (end - start).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
-    return (end - start).total_seconds()
 
 
 def _samples(

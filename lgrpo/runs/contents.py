@@ -40,18 +40,12 @@ def seal(folder: Path, note: Mapping[str, Any]) -> None:
 def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> str | None:
     """What is wrong with the `wanted` files of a checkpoint; None where they are what was saved.
 
-    A folder without a record, such as a model from elsewhere, and one of a version without hashes have nothing to be
-    compared with: None.
+    A folder without a record, such as a model from elsewhere, has nothing to be compared with: None.
     """
     if not (folder / NOTE).exists():
         return None
-    note = read_json(folder / NOTE)
-    if note is None:
-        return f"{NOTE} cannot be read"
-    if "seal" not in note and "files" not in note:
-        return None
-    files = note.get("files")
-    if note.pop("seal", None) != short_hash(note) or not isinstance(files, dict):
+    files = _recorded(folder)
+    if files is None:
         return f"{NOTE} is not what was written"
     names = [name for name in files if wanted(name)]
     for name in names:
@@ -65,16 +59,29 @@ def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> s
     return f"{changed[0]} is not what was written" if changed else None
 
 
+def _recorded(folder: Path) -> dict[str, str] | None:
+    """The hashes in a checkpoint's record; None where it is not what was written."""
+    note = read_json(folder / NOTE) or {}
+    files = note.get("files")
+    return files if note.pop("seal", None) == short_hash(note) and isinstance(files, dict) else None
+
+
 def is_model_file(name: str) -> bool:
     """Whether a file decides what a checkpoint answers: weights, configuration, tokenizer, card."""
     return Path(name).suffix in _MODEL_FILES and not name.startswith(_STATE)
 
 
 def content_hash(folder: Path) -> str:
-    """Of all files of a model's folder that decide what it answers. Raises UserError where they cannot be read."""
+    """Of all files of a model's folder that decide what it answers. Raises UserError where they cannot be read.
+
+    Of a checkpoint of ours the hashes are those of its record, which `damage` compares with the files: a large model is
+    not read twice for them.
+    """
     try:
         names = [path.name for path in sorted(folder.iterdir()) if is_model_file(path.name) and path.is_file()]
-        return short_hash(file_hashes(folder, names))
+        recorded = _recorded(folder) or {}
+        hashes = file_hashes(folder, [name for name in names if name not in recorded])
+        return short_hash({name: recorded.get(name) or hashes[name] for name in names})
     except OSError as error:  # a run that goes on removes the checkpoint it has a better one for
         raise UserError(f"{folder} cannot be read to its end ({error.strerror or error}); try again") from error
 

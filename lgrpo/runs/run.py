@@ -176,7 +176,7 @@ class Run:
             end = 0
             for line in file:
                 entry = from_json(line)
-                if not entry or entry.get("step", 0) > step:
+                if not entry or type(entry.get("step")) is not int or entry["step"] > step:
                     break
                 end += len(line)
             file.truncate(end)
