@@ -233,6 +233,8 @@ def test_rows_without_options_are_as_they_were() -> None:
     ("row", "message"),
     [
         ({"choices": ["3", "4"], "answer": "7"}, "no letter, place or text of one of the 2 `choices`"),
+        ({"choices": [None, "4"], "answer": "B"}, "`choices` holds NoneType where an option's text is needed"),
+        ({"choices": ["3", ["4"]], "answer": "A"}, "`choices` holds list where an option's text is needed"),
         ({"choices": ["3", "4"], "answer": True}, "no letter, place or text of one of the 2 `choices`"),
         ({"choices": ["3", "4"], "answer": "C) 5"}, "no letter, place or text of one of the 2 `choices`"),
         ({"choices": ["3", "4"], "answer": "A or B"}, "no letter, place or text of one of the 2 `choices`"),

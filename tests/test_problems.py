@@ -142,6 +142,9 @@ def test_line_separators_inside_a_problem_do_not_end_its_line(tmp_path: Path) ->
 def test_half_a_surrogate_pair_does_not_reach_the_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"problem": "a\\ud800b", "answer": "1"}\n')
     assert read_problems(tmp_path / "a.jsonl")[0].problem == "a?b"
+    (tmp_path / "b.jsonl").write_text('{"problem": "Which?", "choices": ["x", "\\ud800"], "answer": "\\ud800"}\n')
+    assert "(B) ?" in read_problems(tmp_path / "b.jsonl")[0].problem
+    assert read_problems(tmp_path / "b.jsonl")[0].answer == "B"
 
 
 def test_parquet_rows_with_nested_records(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ a label first of all, a letter or a digit.
 import hashlib
 import re
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 from lgrpo.errors import UserError
@@ -26,8 +27,8 @@ def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str,
     Raises UserError, without saying where, where options are there and cannot be used.
     """
     if fields.get(CORRECT) is not None:
-        wrong = [str(value).strip() for name, value in fields.items() if name.startswith(INCORRECT) and value]
-        right = str(fields[CORRECT]).strip()
+        wrong = [_option(value, name) for name, value in fields.items() if name.startswith(INCORRECT) and value]
+        right = _option(fields[CORRECT], CORRECT)
         # By a hash of problem and option: the same for everybody, in whatever order columns are.
         options = sorted([right, *wrong], key=lambda option: _hash(f"{problem}\n{option}"))
         place, name = options.index(right), CORRECT
@@ -35,7 +36,8 @@ def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str,
         name = next((name for name in LISTS if _texts_and_labels(fields.get(name))[0]), "")
         if not name:
             return None
-        options, labels = _texts_and_labels(fields[name])
+        texts, labels = _texts_and_labels(fields[name])
+        options = [_option(text, name) for text in texts]
         if labels and len(labels) != len(options):
             raise UserError(f"`{name}`: {len(options)} texts and {len(labels)} labels; each option needs its own")
         place = _place(answer, options, labels, name)
@@ -47,7 +49,7 @@ def lettered(fields: Mapping[str, Any], problem: str, answer: Any) -> tuple[str,
     return _with_options(problem, options), LETTERS[place]
 
 
-def _texts_and_labels(value: Any) -> tuple[list[str], list[str]]:
+def _texts_and_labels(value: Any) -> tuple[list[Any], list[str]]:
     """The options' texts and their labels in upper case; empty where there are none."""
     if isinstance(value, list) and all(
         isinstance(option, Mapping) and {"text", "label"} <= {*option} for option in value
@@ -55,13 +57,24 @@ def _texts_and_labels(value: Any) -> tuple[list[str], list[str]]:
         value = {part: [option[part] for option in value] for part in ("text", "label")}
     texts, labels = (value.get("text"), value.get("label")) if isinstance(value, Mapping) else (value, None)
     return (
-        [str(text).strip() for text in texts] if isinstance(texts, list) else [],
+        texts if isinstance(texts, list) else [],
         [str(label).strip().upper() for label in labels] if isinstance(labels, list) else [],
     )
 
 
+def _option(value: Any, name: str) -> str:
+    if not isinstance(value, (str, Number)):
+        raise UserError(f"`{name}` holds {type(value).__name__} where an option's text is needed")
+    return _clean(value)
+
+
+def _clean(value: Any) -> str:
+    """Its text without halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
+    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
+
+
 def _place(answer: Any, options: list[str], labels: list[str], name: str) -> int:
-    text = str(answer).strip()
+    text = _clean(answer)
     letter = chosen(tidy(text))  # of `(B)` and `B) 4`, too
     for label in (text.upper(), letter):
         if label in labels:
