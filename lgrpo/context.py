@@ -1,7 +1,7 @@
 """How many positions a model was made for, and what that leaves for prompts, chains and responses."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,9 +17,17 @@ S = TypeVar("S", TrainSettings, Schedule)
 
 
 def positions_of(policy: Policy) -> float:
-    """How many positions the model was made for; without end where its configuration does not say."""
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return math.inf if positions is None else positions
+    """How many positions the model was made for; without end where its configuration does not say.
+
+    Of a `longrope` model (Phi-3), those of its original length: past it `transformers` turns all rows of a batch by
+    other angles, so that a response would depend on what it is answered beside, and on its own cached keys' age.
+    """
+    config = policy.model.config.get_text_config()
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(kind for kind in rotary.values() if isinstance(kind, Mapping))]  # one for all layers, or by type
+    original = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    positions = getattr(config, "max_position_embeddings", None)
+    return min([math.inf if positions is None else positions, *original])
 
 
 def check_room(policy: Policy, problems: Sequence[Problem], max_response: int | None) -> None:

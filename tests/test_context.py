@@ -2,6 +2,7 @@
 
 import models
 import pytest
+import torch
 
 from lgrpo import context, plan
 from lgrpo.errors import UserError
@@ -73,3 +74,26 @@ def test_a_prompt_must_leave_a_position_for_a_response() -> None:
         context.check_room(policy(length), [Problem("3", "3")], None)
     with pytest.raises(UserError, match="--max-response 65 is more than the 64 positions"):
         context.check_room(small, [], 65)
+
+
+ROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
+
+
+def logits(phi: Policy, length: int, beside: int) -> torch.Tensor:
+    """Of the last of `length` positions, answered beside a row of `beside`: [V]."""
+    whole = max(length, beside)
+    ids = torch.arange(2 * whole).reshape(2, whole) % 20
+    with torch.no_grad():
+        hidden = phi.hidden(
+            phi.embedding(ids), torch.ones(2, whole, whole, dtype=torch.bool).tril(), torch.arange(whole).expand(2, -1)
+        )
+    return phi.head(hidden)[0, length - 1]
+
+
+def test_a_longrope_model_has_the_positions_in_which_rows_do_not_depend_on_each_other() -> None:
+    phi = models.policy(
+        "phi3", max_position_embeddings=64, original_max_position_embeddings=32, rope_parameters=ROPE, pad_token_id=None
+    )
+    assert context.positions_of(phi) == 32
+    assert torch.equal(logits(phi, 20, beside=20), logits(phi, 20, beside=32))
+    assert not torch.allclose(logits(phi, 20, beside=20), logits(phi, 20, beside=33))  # what the limit is for
