@@ -13,7 +13,7 @@ from lgrpo import noise, tiny
 from lgrpo.data import files, read_problems
 from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
-from lgrpo.errors import UserError
+from lgrpo.errors import UserError, first_line
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
@@ -43,8 +43,7 @@ def pick_device(asked: str | None) -> Setting:
     try:
         torch.zeros(1, device=asked).item()  # there and back: `meta` takes it and gives nothing
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"device {asked!r} cannot be used ({reason}); try --device cpu") from error
+        raise UserError(f"device {asked!r} cannot be used ({first_line(error)}); try --device cpu") from error
     return Setting("device", asked, "you set it")
 
 

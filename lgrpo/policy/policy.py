@@ -16,19 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgrpo.errors import UserError
+from lgrpo.errors import UserError, first_line
 from lgrpo.policy import attention, files, products, trained_on
 from lgrpo.policy.cache import SlotCache
 from lgrpo.policy.card import CARD, Card, read_card
 from lgrpo.policy.lean import LeanDecoder
+from lgrpo.policy.masks import additive_masks
+from lgrpo.policy.prompt import BEGIN, PLAIN_TEMPLATE, end_of_sequence, marker_ids, prompt_text
 from lgrpo.runs.contents import compare
-
-BEGIN, END = "<think>", "</think>"
-INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
-DATE = "26 Jul 2024"  # what Llama 3's chat template falls back on where it cannot ask for the time
-PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
-    "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-)
 
 
 class Policy:
@@ -40,13 +35,7 @@ class Policy:
         self._pieces: dict[int, str] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
-        self.begin_ids: list[int] = tokenizer.encode(BEGIN, add_special_tokens=False)
-        self.end_ids: list[int] = tokenizer.encode(END, add_special_tokens=False)
-        for text, ids in ((BEGIN, self.begin_ids), (END, self.end_ids)):
-            if not ids or tokenizer.unk_token_id in ids:
-                raise UserError(
-                    f"{name}: the tokenizer cannot write {text}; add it as a token (`add_tokens`), and train"
-                )
+        self.begin_ids, self.end_ids = marker_ids(tokenizer, name)
         self.end_id = self.end_ids[0]
         self.embedding: nn.Module = model.get_input_embeddings()
         rows = self.embedding.weight.shape[0]
@@ -55,7 +44,7 @@ class Policy:
                 f"{name}: the tokenizer has {tokens} tokens but the model embeds {rows}; "
                 "use the tokenizer this model was trained with"
             )
-        self.eos_ids = _end_of_sequence(model, tokenizer)
+        self.eos_ids = end_of_sequence(model, tokenizer)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = self.eos_ids[0]
         self.pad_id: int = tokenizer.pad_token_id
@@ -89,7 +78,7 @@ class Policy:
         except UserError:
             raise
         except Exception as error:  # each file format fails in its own way
-            raise UserError(f"{source}: cannot be loaded as a causal language model ({_reason(error)})") from error
+            raise UserError(f"{source}: cannot be loaded as a causal language model ({first_line(error)})") from error
         card = read_card(source)
         if broken := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
             raise UserError(
@@ -108,7 +97,7 @@ class Policy:
         except UserError:
             raise
         except Exception as error:  # a tokenizer with entries of another type fails where it is first used
-            raise UserError(f"{source}: tokenizer or configuration cannot be used ({_reason(error)})") from error
+            raise UserError(f"{source}: tokenizer or configuration cannot be used ({first_line(error)})") from error
         if card.k > (tokens := len(tokenizer)):
             raise UserError(
                 f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
@@ -153,16 +142,7 @@ class Policy:
 
     def prompt_ids(self, problem: str, latent: bool) -> list[int]:
         """Ids of the user turn and the generation prompt; a latent one ends with `<think>` exactly once."""
-        turn = [{"role": "user", "content": INSTRUCTION + problem}]
-        # Llama 3's template writes today's date: the same seed would be another rollout tomorrow.
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, date_string=DATE
-            )
-        except Exception as error:  # a template is a small program of the checkpoint's, run in a sandbox
-            raise UserError(
-                f"{self.name}: its chat template fails ({_reason(error)}); mend chat_template.jinja"
-            ) from error
+        text = prompt_text(self.tokenizer, problem, self.name)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         if latent and not text.rstrip().endswith(BEGIN):
             ids += self.begin_ids
@@ -201,7 +181,7 @@ class Policy:
         for packed sequences and cuts attention.
         """
         keys = positions if key_positions is None else key_positions
-        mask = self._mask(allowed, positions, keys, embeds.dtype)
+        mask = additive_masks(self.model.config.get_text_config(), allowed, positions, keys, embeds.dtype)
         if isinstance(cache, SlotCache) and self.lean is not None and isinstance(mask, Tensor):
             return self.lean(embeds, positions, mask, cache)
         output = self.model.base_model(
@@ -243,46 +223,3 @@ class Policy:
         if not torch.allclose(ours.float(), theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max())):
             kind = self.model.config.model_type
             raise UserError(f"{self.name}: architecture {kind!r} computes its logits in a way lgrpo does not support")
-
-    def _mask(self, allowed: Tensor, positions: Tensor, keys: Tensor, dtype: torch.dtype) -> Any:
-        """Additive masks [B, 1, T, S] as the architecture wants them.
-
-        The lowest finite number rather than -inf, which turns fully masked rows into NaN, and rather than
-        booleans, which eager attention silently adds as 0 and 1.
-        """
-        config = self.model.config.get_text_config()
-        full = _additive(allowed, dtype)
-        window = getattr(config, "sliding_window", None)
-        if window is None:
-            return full
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None and "sliding_attention" not in kinds:
-            return full
-        sliding = _additive(allowed & (positions[:, :, None] - keys[:, None, :] < window), dtype)
-        return sliding if kinds is None else {"full_attention": full, "sliding_attention": sliding}
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what a library says, cut to a length that leaves room for the rest of the message."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)[:, None]
-
-
-def _end_of_sequence(model: Any, tokenizer: Any) -> list[int]:
-    """All ids that end a response: the tokenizer's and the model's, which often differ."""
-    found: list[Any] = []
-    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id, model.config.eos_token_id):
-        found += source if isinstance(source, list) else [source] if source is not None else []
-    if strange := [one for one in found if type(one) is not int]:
-        raise UserError(
-            f"eos_token_id must be a number or a list of them, not {str(strange[0])[:60]!r}; mend config.json"
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    found = [one for one in found if 0 <= one < rows]  # -1 is some models' word for none
-    if not found:
-        raise UserError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
-    return sorted(set(found), key=found.index)
