@@ -1,10 +1,11 @@
-"""Kills a run of `train` or `init` again and again, starts it again each time, and compares it with one never stopped.
+"""Kills runs of `train` or `init`, starts them again, and compares them with one that was never stopped.
 
-    python tests/killed.py train|init FOLDER KILLS SEED
+    python tests/killed.py train|init FOLDER                  once at each kind of moment around a save
+    python tests/killed.py train|init FOLDER KILLS SEED       again and again, at random moments
 
-A run is a process forked from this one, which imports everything once and computes nothing itself. Two kills in three
-come from outside at a random moment (SIGKILL, SIGTERM or SIGINT); the third is the run's own SIGKILL at a random one of
-the calls that make a save durable. Prints what happened as JSON.
+A run is a process forked from this one, which imports everything once and computes nothing itself. At random, two kills
+in three come from outside (SIGKILL, SIGTERM or SIGINT); the third is the run's own SIGKILL at a random one of the calls
+that make a save durable. Prints what happened as JSON.
 """
 
 import itertools
@@ -27,14 +28,16 @@ import test_train
 
 from lgrpo.history import read_lines
 from lgrpo.metrics import group
+from lgrpo.report import pictures
 from lgrpo.runs.durable import read_json
 
+STEPS = 6  # of `train`
 CALLS = 60  # durable calls of about two saves
 
 
-def work(kind: str, folder: Path) -> None:
+def work(kind: str, folder: Path, steps: int) -> None:
     if kind == "train":
-        test_train.run_to(folder, 6, eval_every=1)
+        test_train.run_to(folder, steps, eval_every=1)
         if not (read_json(folder / "run.json") or {})["finished"]:
             raise KeyboardInterrupt  # it was asked to stop, and did
     else:
@@ -44,12 +47,16 @@ def work(kind: str, folder: Path) -> None:
             )
 
 
-def suicidal(after: int) -> None:
-    """From now on the `after`-th call of what makes a save durable is this process's end."""
-    left = itertools.count(after - 1, -1)
+def count_calls(own: int, log: Path | None) -> None:
+    """From now on the `own`-th call of what makes a save durable is this process's end; each is logged before it."""
+    left = itertools.count(own - 1, -1)
 
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
+            if log is not None:
+                target = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[1])
+                with log.open("a") as file:
+                    file.write(f"{name} {target}\n")
             if next(left) == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **named)
@@ -57,10 +64,18 @@ def suicidal(after: int) -> None:
         return call
 
     for name in ("fsync", "rename", "replace"):
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, counted(name, getattr(os, name)))
 
 
-def attempt(kind: str, folder: Path, moment: float | None, number: int = signal.SIGKILL, own: int = 0) -> int:
+def attempt(
+    kind: str,
+    folder: Path,
+    moment: float | None = None,
+    number: int = signal.SIGKILL,
+    own: int = 0,
+    log: Path | None = None,
+    steps: int = STEPS,
+) -> int:
     """Run, and send the signal `number` after `moment` seconds; or let it die at its `own`-th durable call."""
     child = os.fork()
     if child == 0:
@@ -69,9 +84,9 @@ def attempt(kind: str, folder: Path, moment: float | None, number: int = signal.
         os.dup2(null, 2)
         code = 1
         try:
-            if own:
-                suicidal(own)
-            work(kind, folder)
+            if own or log:
+                count_calls(own, log)
+            work(kind, folder, steps)
             code = 0
         except KeyboardInterrupt:
             code = 130
@@ -105,10 +120,48 @@ def differences(found: dict[str, Any], whole: dict[str, Any]) -> str:
     return f"files {names}, metrics {len(found['metrics'])} and {len(whole['metrics'])}, first {lines[:1]}"
 
 
-def main(kind: str, where: Path, kills: int, seed: int) -> None:
+def moments(calls: list[str]) -> dict[str, int]:
+    """Numbers of durable calls around the second checkpoint of a run; a kill comes before the call."""
+    shown = [at for at, call in enumerate(calls) if call.startswith("rename ") and _is_checkpoint(call)]
+    begin, end = shown[0] + 1, shown[1]
+    inside = [at for at in range(begin, end) if ".new" in calls[at] and "/checkpoints/" in calls[at]]
+    record = next(at for at in range(end, len(calls)) if calls[at].endswith("/run.json"))
+    return {
+        "first file": inside[0],
+        "middle": inside[len(inside) // 2],
+        "rename": end,
+        "after": end + 1,
+        "record": record,
+    }
+
+
+def _is_checkpoint(call: str) -> bool:
+    path = Path(call.split(maxsplit=1)[1])
+    return path.parent.name == "checkpoints" and not path.name.startswith(".")
+
+
+def around_a_save(kind: str, where: Path) -> None:
+    log = where / "calls"
+    pictures.svg, pictures.png = (
+        (lambda history: "<svg></svg>"),
+        (lambda history: b""),
+    )  # they take longer than the rest
+    assert attempt(kind, where / "whole", log=log, steps=2) == 0
+    whole = content(where / "whole")
+    out: dict[str, Any] = {}
+    for name, at in moments(log.read_text().splitlines()).items():
+        folder = where / name
+        killed = attempt(kind, folder, own=at + 1, steps=2)
+        half = any((folder / "checkpoints").glob(".*"))
+        finished = attempt(kind, folder, steps=2)
+        out[name] = {"codes": [killed, finished], "half": half, "same": content(folder) == whole}
+    print(json.dumps({"files": len(whole["files"]), "moments": out}))
+
+
+def at_random(kind: str, where: Path, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     began = time.monotonic()
-    assert attempt(kind, where / "whole", None) == 0
+    assert attempt(kind, where / "whole") == 0
     usual, whole = time.monotonic() - began, content(where / "whole")
     count = {"kills": 0, "in_save": 0, "finished": 0, "different": 0, "failed": 0, "files": len(whole["files"])}
     while count["kills"] < kills:
@@ -116,9 +169,9 @@ def main(kind: str, where: Path, kills: int, seed: int) -> None:
         code = None
         while code != 0:
             if count["kills"] >= kills:
-                code = attempt(kind, folder, None)
+                code = attempt(kind, folder)
             elif chance.random() < 1 / 3:
-                code = attempt(kind, folder, None, own=chance.randint(1, CALLS))
+                code = attempt(kind, folder, own=chance.randint(1, CALLS))
             else:
                 number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
                 code = attempt(kind, folder, chance.uniform(0, usual), number)
@@ -139,4 +192,8 @@ def main(kind: str, where: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    kind, where, *rest = sys.argv[1:]
+    if rest:
+        at_random(kind, Path(where), *map(int, rest))
+    else:
+        around_a_save(kind, Path(where))
