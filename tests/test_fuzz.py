@@ -22,10 +22,12 @@ from typing import Any
 
 import models
 import pytest
+import test_json_rows
 import torch
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 
-from lgrpo.data import read_problems, read_to_ask
+from lgrpo.data import json_text, read_problems, read_to_ask
+from lgrpo.data.json_rows import json_rows
 from lgrpo.errors import UserError
 from lgrpo.history import History
 from lgrpo.options import recorded
@@ -175,6 +177,7 @@ LINES = b"".join(json.dumps(row).encode() + b"\n" for row in [*ROWS, CHAT, CHOIC
 DATA: dict[str, bytes] = {
     "lines.jsonl": LINES,
     "list.json": json.dumps([*ROWS, CHAT, CHOICE]).encode(),
+    "long.json": json.dumps([{**row, "é": "🙂"} for row in ROWS * 9], ensure_ascii=False).encode(),
     "splits.json": json.dumps({"train": ROWS, "test": ROWS}).encode(),
     "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),
     "rows.csv": b"problem,answer,cot\n" + b"".join(f'"{i}, 4?",{i},"a ""b"""\n'.encode() for i in range(3)),
@@ -189,7 +192,7 @@ def parquet(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("name", [*DATA, "rows.parquet"])
-def test_data(name: str, tmp_path: Path) -> None:
+def test_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = parquet(tmp_path) if name.endswith(".parquet") else DATA[name]
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
@@ -201,8 +204,17 @@ def test_data(name: str, tmp_path: Path) -> None:
         lines = [changed_json(line) for line in content.splitlines()]
         strategy |= draw.tuples(*lines).map(b"\n".join)
 
+    monkeypatch.setattr(json_text, "CHUNK", 50)
+
     def check(data: bytes) -> None:
         path.write_bytes(data)
+        if ".json" in name:
+            (rows, why), (all_rows, reason) = (
+                test_json_rows.outcome(read)
+                for read in (json_rows(path, "train"), test_json_rows.at_once(data, str(path), "train"))
+            )
+            assert bool(why) == bool(reason)
+            assert why or repr(rows) == repr(all_rows)
         for problem in refused_or(lambda: read_problems(path)) or ():
             assert problem.problem.strip()
             assert problem.answer.strip()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lgrpo import arithmetic
 from lgrpo.data import fields, files, hub
+from lgrpo.data.json_rows import json_lines
 from lgrpo.errors import UserError
 from lgrpo.problems import Problem
 
@@ -57,7 +58,7 @@ def read_to_ask(source: str, split: str = "test") -> Iterator[tuple[str, Problem
     is JSON lines on stdin. Raises UserError, naming file and line.
     """
     if source == "-":
-        rows: Iterator[files.Row] = files.json_lines(_stdin(), "stdin")
+        rows: Iterator[fields.Row] = json_lines(_stdin(), "stdin")
     else:
         rows = (row for path in _paths(source, split) for row in files.rows(path, split, bare=True))
     for place, row in rows:

@@ -26,6 +26,8 @@ from lgrpo.data import choices
 from lgrpo.errors import UserError
 from lgrpo.verify.answers import boxed
 
+Row = tuple[str, Mapping[str, Any]]  # (place, fields)
+
 PROBLEM = ("problem", "question", "extra_info.question", "query", "prompt", "input", "question_stem")
 ANSWER = (
     "final_answer", "final_ans", "answer", "ground_truth", "reward_model.ground_truth", "solution", "extra_info.answer",

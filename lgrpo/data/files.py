@@ -7,22 +7,20 @@ GSM8K-Aug (.txt).
 
 import csv
 import importlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lgrpo.data.fields import COLUMNS, listed
+from lgrpo.data.fields import COLUMNS, Row, listed
+from lgrpo.data.json_rows import json_rows
+from lgrpo.data.splits import has_word, words_of, words_of_others
 from lgrpo.errors import UserError
 
 # In the order of preference where a folder holds several.
 TYPES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".txt")
-Row = tuple[str, Mapping[str, Any]]  # (place, fields)
 
-_SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"})
-_BLANK = b" \t\r\n\xef\xbb\xbf"  # with the mark some editors put at the beginning of UTF-8
 _USUAL_FOLDERS = ("", "data", "main", "default", "all")
 
 
@@ -41,11 +39,8 @@ def rows(path: Path, split: str = "train", bare: bool = False) -> Iterator[Row]:
             yield from _text_rows(path, bare)
         elif kind == ".csv":
             yield from _csv_rows(path)
-        elif _holds_lines(path, kind):
-            with path.open("rb") as file:
-                yield from json_lines(file, str(path))
         else:
-            yield from _json_rows(path, split)
+            yield from json_rows(path, split)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -61,11 +56,10 @@ def choose(names: Sequence[str], split: str, source: str, part: str = "") -> lis
         raise UserError(f"{source}: no data file{where}; known are {', '.join(TYPES)}")
     if known == [part]:  # one file, by its name
         return known
-    words = _SPLITS.get(split, (split,))
-    others = [word for other, group in _SPLITS.items() if other != split for word in group]
-    found = [name for name in known if _has_word(name, words)]
+    words = words_of(split)
+    found = [name for name in known if has_word(name, words)]
     if not found and split == "train":  # a lone data set is there to be trained on
-        found = [name for name in known if not _has_word(name, others)]
+        found = [name for name in known if not has_word(name, words_of_others(split))]
     if not found:
         raise UserError(f"{source}: no file for the split `{split}` among {listed(known)}; name the file")
 
@@ -93,64 +87,9 @@ def _is_data(name: str) -> bool:
     return path.suffix in TYPES and path.name not in _NO_DATA and not path.name.startswith(("readme", "license"))
 
 
-def _has_word(name: str, words: Sequence[str]) -> bool:
-    return re.search(rf"(?<![a-z])(?:{'|'.join(map(re.escape, words))})(?![a-z])", name.lower()) is not None
-
-
 def _folder(name: str, words: Sequence[str]) -> str:
     """Which data set of a repository a file belongs to: its folder, without one named after the split."""
     return "/".join(part for part in PurePosixPath(name).parts[:-1] if part.lower() not in words)
-
-
-def _holds_lines(path: Path, kind: str) -> bool:
-    """Whether a JSON file has a row a line, whatever it is called: many a .json does, and some .jsonl hold one list."""
-    with path.open("rb") as file:
-        filled = (line.strip(_BLANK) for line in file if line.strip(_BLANK))
-        first, second = next(filled, b""), next(filled, b"")
-    if first.startswith(b"[") or kind != ".json":
-        return not first.startswith(b"[")
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return False  # the first line of an object written over many
-    return isinstance(row, dict) and (bool(second) or not any(isinstance(value, list) for value in row.values()))
-
-
-def json_lines(file: Iterable[bytes], name: str) -> Iterator[Row]:
-    """The rows of JSON lines. Bytes, because only a line feed ends a line. Raises UserError with name and line."""
-    for number, line in enumerate(file, 1):
-        if not line.strip(_BLANK):
-            continue
-        place = f"{name}, line {number}"
-        row = _parsed(line.strip(_BLANK), place)
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: holds {_kind(row)} where an object with fields is needed")
-        yield place, row
-
-
-def _json_rows(path: Path, split: str) -> Iterator[Row]:
-    data = _parsed(path.read_bytes(), str(path))
-    if isinstance(data, dict):
-        lists = {name: value for name, value in data.items() if isinstance(value, list)}
-        of_rows = {name: value for name, value in lists.items() if value and isinstance(value[0], dict)}
-        if of_rows:
-            wanted = [name for name in of_rows if _has_word(name, _SPLITS.get(split, (split,)))]
-            name = wanted[0] if wanted else next(iter(of_rows))
-            if len(of_rows) > 1 and not wanted:
-                raise UserError(f"{path}: several lists ({listed(sorted(of_rows))}) and none is called `{split}`")
-            data = of_rows[name]
-        elif lists:  # columns
-            if len({len(value) for value in lists.values()}) > 1:
-                raise UserError(f"{path}: its columns differ in length; each needs a value for each row")
-            columns = zip(*lists.values(), strict=True)
-            data = [dict(zip(lists, values, strict=True)) for values in columns]
-    if not isinstance(data, list):
-        raise UserError(f"{path}: holds {_kind(data)} where a list of rows is needed")
-    for number, row in enumerate(data, 1):
-        place = f"{path}, row {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: holds {_kind(row)} where an object with fields is needed")
-        yield place, row
 
 
 def _text_rows(path: Path, bare: bool) -> Iterator[Row]:
@@ -205,24 +144,3 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except Exception as error:  # a damaged file has pyarrow raise anything from OSError to UnicodeDecodeError
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a Parquet file that can be read ({listed([why])})") from error
-
-
-def _parsed(data: bytes, place: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8; convert the file") from error
-    except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(
-            f"{place}{line}: not JSON ({error.msg} at character {error.colno}); mend or remove it"
-        ) from error
-    except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"{place}: not JSON that can be read ({error})") from error
-    except RecursionError as error:
-        raise UserError(f"{place}: nested too deeply; it cannot be a problem") from error
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
