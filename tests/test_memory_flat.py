@@ -1,19 +1,30 @@
-"""Memory that must not grow: with the steps of a run, or with copies of the data. Minutes rather than seconds."""
+"""Memory that must not grow: with the steps of a run, the answers of an evaluation or a file, or with copies of data.
+
+Minutes rather than seconds.
+"""
 
 import csv
 import gc
+import itertools
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_train import PROBLEMS, Parity, settings
 
 from lgrpo import session, tiny
+from lgrpo.asking import bulk
+from lgrpo.asking.ask import Asker, Wish
 from lgrpo.data import need_chain, read_problems
+from lgrpo.engine import Engine
+from lgrpo.exam import score
+from lgrpo.exam.samples import Samples
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem, hold_out
+from lgrpo.rollout import Rollout
 from lgrpo.runs import Run
 from lgrpo.screen import Show
 from lgrpo.train import train
@@ -21,6 +32,7 @@ from lgrpo.train import train
 pytestmark = pytest.mark.slow
 STEPS, WARM, GROWTH = 500, 100, 8 << 20
 ROWS = 200_000
+SLOTS, ANSWERS = 32, 1_024
 TABLE = 0.25  # texts are kept once (`sys.intern`): the table they are found by doubles now and then
 
 
@@ -54,6 +66,75 @@ def test_five_hundred_steps_hold_resident_memory_flat(tmp_path: Path, monkeypatc
     assert len(seen) == STEPS
     print([min(seen[at : at + 100]) >> 20 for at in range(0, STEPS, 100)])
     assert min(seen[-100:]) - min(seen[WARM : WARM + 100]) < GROWTH
+
+
+class Readings:
+    """What is alive after each part of a long work: bytes that Python allocated, and rollouts, which hold tensors."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+        self.bytes: list[int] = []
+        self.rollouts = 0  # at most
+
+    def take(self, more: int) -> None:
+        gc.collect()
+        self.rollouts = max(self.rollouts, sum(type(one) is Rollout for one in gc.get_objects()))
+        self.done.append(more + (self.done[-1] if self.done else 0))
+        self.bytes.append(tracemalloc.get_traced_memory()[0])
+
+    def growth(self) -> float:
+        """Bytes an answer, after the first third: what is made once is there by then."""
+        begin = len(self.done) // 3
+        print(list(zip(self.done, self.bytes, strict=True))[begin :: len(self.done) // 6], self.rollouts)
+        return (self.bytes[-1] - self.bytes[begin]) / (self.done[-1] - self.done[begin])
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Readings]:
+    """Few rollouts at a time, so that there are many parts."""
+    monkeypatch.chdir(tmp_path)
+    started = Engine.__init__
+
+    def few(self: Engine, *arguments: Any, **named: Any) -> None:
+        started(self, *arguments, **named)
+        self.slots = SLOTS
+
+    monkeypatch.setattr(Engine, "__init__", few)
+    tracemalloc.start()
+    yield Readings()
+    tracemalloc.stop()
+
+
+def test_an_evaluation_keeps_a_few_numbers_of_each_answer(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which run of which problem it was, right or not, and two lengths: no text and no tensor."""
+    add = Samples.add
+
+    def reading(self: Samples, kind: str, outcomes: Sequence[Any], details: Sequence[Any]) -> None:
+        add(self, kind, outcomes, details)
+        readings.take(len(outcomes))
+
+    monkeypatch.setattr(Samples, "add", reading)
+    score.evaluate(score.EvalOptions(checkpoints=["tiny"], data=["arithmetic"], limit=ANSWERS // 8, runs=4, samples=4,
+                                     max_response=16, out=Path("out"), device="cpu", as_json=True))  # fmt: skip
+    assert readings.done[-1] == ANSWERS
+    assert readings.growth() < 400
+    assert readings.rollouts <= 4 * SLOTS
+
+
+def test_the_answers_to_a_file_leave_nothing(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = bulk._Teller.answer
+
+    def reading(self: bulk._Teller, part: list[Problem]) -> None:
+        answer(self, part)
+        readings.take(len(part))
+
+    monkeypatch.setattr(bulk._Teller, "answer", reading)
+    with Path("rows.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in itertools.islice(rows(), ANSWERS))
+    bulk.answer_file("rows.jsonl", lambda report: Asker("tiny", "cpu", 16, report), Wish(), chain=True)
+    assert readings.done[-1] == ANSWERS
+    assert readings.growth() < 40
+    assert readings.rollouts <= 4 * SLOTS
 
 
 def rows() -> Iterator[dict[str, str]]:
