@@ -27,7 +27,7 @@ COMMANDS = ("init", "train", "sample", "eval")
 QUESTION = "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
 RESULT = {
     "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@1_interval", "pass@k", "latent_length",
-    "explicit_length", "length", "invalid", "tokens_per_second",
+    "explicit_length", "length", "invalid", "left_out", "tokens_per_second",
 }  # fmt: skip
 # The `tiny` recipe, so small that a command takes a second: nothing here tests what is learnt.
 SMALL_TRAIN = {
@@ -152,6 +152,24 @@ def test_train_alone_in_an_empty_folder_initialises_and_trains_and_the_rest_foll
     piped = done("sample", "--no-chain", stdin=QUESTION + "\n")
     assert piped.stdout == asked.stdout
     assert "  1  " not in piped.stderr
+
+
+@pytest.mark.parametrize("command", ["init", "train"])
+def test_answers_that_cannot_be_checked_are_left_out_and_counted(command: str) -> None:
+    """One that is longer than any answer, and one that is empty once its signs are off."""
+    with Path("rows.jsonl").open("w") as file:
+        for n in range(26):
+            answer = {5: "7" * 2_001, 11: "$"}.get(n, str(n + 3))
+            row = {"problem": f"What is {n} + 3?", "answer": answer, "cot": f"<<{n}+3={n + 3}>>"}
+            file.write(json.dumps(row) + "\n")
+    Path("latent").mkdir()
+    model = Policy.load(tiny.MODEL)
+    model.card = Card("latent", "tiny", 4, "arithmetic")
+    model.save(Path("latent"))
+    base = ["latent", "--steps", "1"] if command == "train" else ["tiny"]
+    said = done(command, *base, "--data", "rows.jsonl", "--out", "run").stderr
+    assert "2 problems have an answer that cannot be checked and are left out\n" in said
+    assert record_of("run")["settings"]["data"]["reason"] == "20 problems to train on, 4 held out"
 
 
 def test_init_then_train_by_name_and_eval_of_several() -> None:

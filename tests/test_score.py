@@ -15,6 +15,7 @@ import pytest
 from lgrpo import tiny
 from lgrpo.data import read_problems
 from lgrpo.engine import Engine
+from lgrpo.errors import UserError
 from lgrpo.exam import score
 from lgrpo.exam.score import EvalOptions
 from lgrpo.interrupt import Stopped
@@ -222,6 +223,32 @@ def test_several_benchmarks_and_checkpoints_are_scored_and_compared(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     assert sum(line.startswith("| tiny |") for line in lines) == 6
+
+
+def test_problems_that_no_answer_solves_are_left_out_of_the_score_and_counted(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is scored as if it had been alone, and its samples are the same."""
+    rows = [{"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(4)]
+    bad = [{"problem": "How long?", "answer": "9" * 2_001}, {"problem": "How much?", "answer": "$"}]
+    for name, kept in (("some.jsonl", [bad[0], *rows, bad[1]]), ("none.jsonl", bad)):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+    made = asked_for(monkeypatch)
+    score.evaluate(EvalOptions(checkpoints=[run_folder, "tiny"], data=["some.jsonl"], runs=1, samples=0, device="cpu",
+                               as_json=True))  # fmt: skip
+    shown = capsys.readouterr()
+    assert made == [4, 4]
+    said = "2 of the 6 problems of some have an answer that cannot be checked and are left out\n"
+    assert shown.err.count(said) == 1
+    for one in json.loads(shown.out):
+        (entry,) = one["results"]
+        assert (entry["problems"], entry["left_out"]) == (4, 2)
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (entry,) = results(capsys, run_folder, data=["some.jsonl"], runs=1, samples=0, limit=None)["results"]
+    assert (entry["problems"], entry["left_out"]) == (4, 0)
+    assert made == [4, 4]
+    with pytest.raises(UserError, match=r"none.jsonl: none of the 2 answers can be checked \(empty, or longer"):
+        results(capsys, run_folder, data=["none.jsonl"])
 
 
 def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(

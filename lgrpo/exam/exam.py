@@ -22,6 +22,8 @@ from lgrpo.verify import Verifier, boxed
 
 RUNS = {"tiny": 5, "low": 5, "high": 4}  # noise-free runs by recipe, where the benchmark does not say: published
 
+FASTEST = 1e12  # tokens a second: more is damage
+
 
 class Benchmark(NamedTuple):
     """Problems to be asked."""
@@ -29,6 +31,7 @@ class Benchmark(NamedTuple):
     name: str  # what is shown
     source: str  # as the user, or the checkpoint, named it
     problems: Sequence[Problem]
+    left_out: int = 0  # problems beside them whose answers cannot be checked
 
 
 class Scored(NamedTuple):
@@ -96,8 +99,8 @@ class Exam:
         data = session.data_hash(benchmark.problems)
         summary = path.with_name(f"summary-{safe_name(benchmark.name)}-{short_hash([path.name, data, kinds])}.json")
         if (rate := speed.rate()) is None:  # nothing was rolled out this time
-            rate = (read_json(summary) or {}).get("tokens_per_second")
-        entry = {**score.as_json(benchmark.name), "tokens_per_second": rate}
+            rate = _kept_rate(summary)
+        entry = {**score.as_json(benchmark.name), "left_out": benchmark.left_out, "tokens_per_second": rate}
         note = {
             "checkpoint": self.name,
             "results": [entry],
@@ -169,6 +172,12 @@ class _Speed:
 
     def rate(self) -> float | None:
         return self.positions / self.seconds if self.seconds > 0 else None
+
+
+def _kept_rate(summary: Path) -> float | None:
+    """The speed an earlier evaluation noted, where it is a speed."""
+    rate = (read_json(summary) or {}).get("tokens_per_second")
+    return rate if isinstance(rate, float) and 0 <= rate < FASTEST else None
 
 
 def _folder(name: str, model: str) -> Path:

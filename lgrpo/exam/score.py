@@ -59,6 +59,7 @@ def evaluate(asked: EvalOptions) -> None:
         session.check_name(name)  # all names first: a wrong one must not cost the minutes of those before it
     benchmarks = _named_apart([_read(source, asked.limit) for source in dict.fromkeys(asked.data)])
     with Verifier() as grader, Show() as show:
+        _say_left_out(benchmarks, show)
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
         if trouble := grader.trouble():
             show.warn(trouble)
@@ -91,7 +92,22 @@ def _read(source: str, limit: int | None) -> Benchmark:
     benchmark = known(source)
     if limit is None and source.partition(":")[0] == session.ARITHMETIC:
         limit = EVALUATED
-    return Benchmark(Path(source).stem, source, read_problems(source, benchmark.split if benchmark else "test", limit))
+    problems = read_problems(source, benchmark.split if benchmark else "test", limit)
+    try:
+        kept, left_out = session.checkable(problems)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return Benchmark(Path(source).stem, source, kept, left_out)
+
+
+def _say_left_out(benchmarks: Sequence[Benchmark], show: Show) -> None:
+    """No response can solve such a problem: counted as wrong, it would make every score too low."""
+    for one in benchmarks:
+        if one.left_out:
+            show.say(
+                f"{one.left_out} of the {one.left_out + len(one.problems)} problems of {one.name} have an answer that "
+                "cannot be checked and are left out"
+            )
 
 
 def _named_apart(benchmarks: list[Benchmark]) -> list[Benchmark]:
@@ -108,7 +124,9 @@ def _checkpoint(
     model = session.find(name, show.warn)
     policy = session.load(name, device, model)
     policy.name = name
-    benchmarks = benchmarks or [_read(session.test_source(policy), asked.limit)]
+    if not benchmarks:
+        benchmarks = [_read(session.test_source(policy), asked.limit)]
+        _say_left_out(benchmarks, show)
     settings = ask.engine_settings(policy, asked.max_response)
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
     for benchmark in benchmarks:
