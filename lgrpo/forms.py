@@ -19,6 +19,10 @@ def count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
+def truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def text(value: Any) -> bool:
     return isinstance(value, str)
 

@@ -29,11 +29,15 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies
 from lgrpo.data import json_text, read_problems, read_to_ask
 from lgrpo.data.json_rows import json_rows
 from lgrpo.errors import UserError
+from lgrpo.evaluate import summarise
+from lgrpo.exam.exam import _kept_rate
+from lgrpo.exam.samples import KINDS, Outcome, Samples
 from lgrpo.history import History
 from lgrpo.options import recorded
 from lgrpo.policy import Card, Policy
+from lgrpo.problems import Problem
 from lgrpo.report.page import page
-from lgrpo.report.tables import Recorded
+from lgrpo.report.tables import Recorded, _evaluated
 from lgrpo.runs import checkpoints, guard
 from lgrpo.runs.contents import seal
 from lgrpo.runs.durable import read_json
@@ -335,4 +339,50 @@ def test_run(name: str, tmp_path: Path) -> None:
     hold(name, 60, damaged(content, is_json=True), check)
 
 
-PROPERTIES = len(DATA) + 1 + 6 + 5  # that share LGRPO_FUZZ_MINUTES
+PROBLEMS = [Problem("one?", "1"), Problem("two?", "2"), Problem("one?", "1")]
+KEPT = "samples.jsonl", "summary-x.json"
+
+
+def kept_evaluation(path: Path) -> None:
+    """All samples of the problems, one right, and what an evaluation writes of them."""
+    with Samples(path / KEPT[0], PROBLEMS) as samples:
+        for kind in KINDS:
+            made = [Outcome(place, run, place == run, True, 8, 5) for place in (0, 1) for run in range(2)]
+            samples.add(kind, made, [{"text": "é"} for _ in made])
+    entry = summarise(made).as_json("x")
+    note = {"results": [entry], "shares": [0.5, 0.5], "time": "2026-01-02", "tokens_per_second": 12.5}
+    (path / KEPT[1]).write_text(json.dumps(note))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_evaluation(name: str, tmp_path: Path) -> None:
+    """Of damaged samples the sound ones count, and the others are made again; a damaged summary is no row."""
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    kept_evaluation(folder)
+    content = (folder / name).read_bytes()
+
+    def check(data: bytes) -> None:
+        (folder / name).write_bytes(data)
+        with Samples(folder / KEPT[0], PROBLEMS) as samples:
+            for kind in KINDS:
+                there = samples.of(kind, 2)
+                assert len(there) + len(samples.missing(kind, 2)) == 2 * len(PROBLEMS)
+                score = summarise(there)
+                assert all(0 <= share <= 1 for share in score.shares)
+                json.dumps(score.as_json("x"), allow_nan=False)
+        rate = _kept_rate(folder / KEPT[1])
+        assert rate is None or 0 <= rate < math.inf
+        rows = list(_evaluated(tmp_path, {"started": "2026-01-01"}))
+        assert all(type(cell) is str for row in rows for cell in row)
+
+    check(content)
+    with Samples(folder / KEPT[0], PROBLEMS) as samples:
+        assert not any(samples.missing(kind, 2) for kind in KINDS)
+    assert _kept_rate(folder / KEPT[1]) == 12.5
+    assert [row[0] for row in _evaluated(tmp_path, {"started": "2026"})] == ["x, 2 runs a problem"]
+    lines = draw.tuples(*map(changed_json, content.splitlines())).map(lambda changed: b"\n".join(changed) + b"\n")
+    hold(name, 80, damaged(content) | (lines if name == KEPT[0] else changed_json(content)), check)
+
+
+PROPERTIES = len(DATA) + 1 + 6 + 5 + len(KEPT)  # that share LGRPO_FUZZ_MINUTES

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_a_torn_last_line_is_dropped_and_damaged_ones_are_passed_over(tmp_path: 
         assert samples.missing(PASS_AT_1, 1) == [Asked(2, 0)]
         samples.add(PASS_AT_1, [outcome(2, 0)], [{}])
     assert [json.loads(line)["problem"] for line in path.read_bytes().splitlines()[3:]] == ["one?", "two?", "three?"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"kind": "other"}, {"kind": ["pass@1"]}, {"key": [1]}, {"reference": {}}, {"run": "0"}, {"run": -1},
+     {"run": False}, {"run": 0.0}, {"right": 1}, {"right": None}, {"valid": "yes"}, {"latent_length": None},
+     {"explicit_length": -2}, {"latent_length": 1e3}, {"explicit_length": 10**400}],
+)  # fmt: skip
+def test_a_line_with_a_wrong_value_is_passed_over_and_its_sample_made_again(
+    damage: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    fill(path, outcome(0, 0), outcome(1, 0))
+    first, second = map(json.loads, path.read_text().splitlines())
+    path.write_text(json.dumps({**first, **damage}) + "\n" + json.dumps(second) + "\n")
+    with Samples(path, PROBLEMS) as samples:
+        assert samples.of(PASS_AT_1, 1) == [outcome(1, 0)]
+        assert samples.missing(PASS_AT_1, 1) == [Asked(0, 0), Asked(2, 0)]
 
 
 def test_a_sample_belongs_to_its_problem_wherever_that_stands_and_to_no_changed_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from lgrpo import forms
 from lgrpo.errors import UserError
 from lgrpo.evaluate import Asked
 from lgrpo.problems import Problem
@@ -24,6 +25,12 @@ from lgrpo.runs.guard import writing
 
 FORMAT = 2  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
+SAMPLE = forms.object_with(  # a line that is not of this form is passed over, and made again
+    {
+        "key": forms.text, "reference": forms.text, "kind": lambda value: value in KINDS, "run": forms.count,
+        "right": forms.truth, "valid": forms.truth, "latent_length": forms.count, "explicit_length": forms.count,
+    }
+)  # fmt: skip
 
 
 class Outcome(NamedTuple):
@@ -39,6 +46,8 @@ class Outcome(NamedTuple):
 
 class Samples:
     """The samples of one evaluation: those that were there, and those added. A context manager.
+
+    Texts and chains are on disk alone: of a sample some 200 bytes stay in memory, its `Outcome`.
 
     Nothing is written before the first sample is added. Raises UserError where the file cannot be written, or is being
     written by another process.
@@ -99,13 +108,13 @@ class Samples:
             for line in self._file:
                 if line.endswith(b"\n"):
                     end += len(line)
-                    self._take(from_json(line) or {})
+                    row = from_json(line)
+                    if row is not None and SAMPLE(row):
+                        self._take(row)
             self._file.truncate(end)
 
     def _take(self, row: Mapping[str, Any]) -> None:
         """Remember a sample if it is one of these problems'."""
-        if not {"key", "kind", "reference", *Outcome._fields} <= row.keys():
-            return  # a damaged line
         for place in self._places.get((row["key"], row["reference"]), []):
             rest = (row[name] for name in Outcome._fields[2:])
             self._outcomes[row["kind"]][Asked(place, row["run"])] = Outcome(place, row["run"], *rest)

@@ -114,7 +114,10 @@ def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _evaluated(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A row for the newest evaluation of each benchmark and size, as `lgrpo eval` left them; none from another run."""
+    """A row for the newest evaluation of each benchmark and size, as `lgrpo eval` left them; none from another run.
+
+    A damaged summary is passed over.
+    """
     newest: dict[tuple[str, int, int], tuple[str, Mapping[str, Any]]] = {}
     for path in (run / "eval").glob("summary-*.json"):
         summary = read_json(path) or {}
