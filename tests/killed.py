@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -47,36 +47,56 @@ def work(kind: str, folder: Path, steps: int) -> None:
             )
 
 
-def count_calls(own: int, log: Path | None) -> None:
-    """From now on the `own`-th call of what makes a save durable is this process's end; each is logged before it."""
-    left = itertools.count(own - 1, -1)
+class Call(NamedTuple):
+    """One of the calls that make a save durable, before it is made."""
 
-    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    name: str  # fsync, rename or replace
+    path: Path  # what is flushed, or the new name
+    number: int  # among all, from 1
+    saved: int  # checkpoints that this process has made visible
+
+    @property
+    def publishes(self) -> bool:
+        return self.name == "rename" and self.path.parent.name == "checkpoints" and not self.path.name.startswith(".")
+
+
+# Around the second save. Reports are written as time goes by, so a call has no number that is the same each time.
+MOMENTS: dict[str, Callable[[Call], bool]] = {
+    "a file is flushed": lambda call: call.saved == 1 and call.path.parent.name.endswith(".new"),
+    "it is renamed": lambda call: call.saved == 1 and call.publishes,
+    "the record follows": lambda call: call.saved == 2 and call.path.name == "run.json",
+}
+
+
+def die_at(moment: Callable[[Call], bool]) -> None:
+    """From now on the first call at this moment is this process's end."""
+    numbers, saved = itertools.count(1), 0
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            if log is not None:
-                target = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else str(arguments[1])
-                with log.open("a") as file:
-                    file.write(f"{name} {target}\n")
-            if next(left) == 0:
+            nonlocal saved
+            path = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else arguments[1]
+            now = Call(name, Path(path), next(numbers), saved)
+            if moment(now):
                 os.kill(os.getpid(), signal.SIGKILL)
+            saved += now.publishes
             return real(*arguments, **named)
 
         return call
 
     for name in ("fsync", "rename", "replace"):
-        setattr(os, name, counted(name, getattr(os, name)))
+        setattr(os, name, watched(name, getattr(os, name)))
 
 
 def attempt(
     kind: str,
     folder: Path,
-    moment: float | None = None,
+    after: float | None = None,
     number: int = signal.SIGKILL,
-    own: int = 0,
-    log: Path | None = None,
+    own: Callable[[Call], bool] | None = None,
     steps: int = STEPS,
 ) -> int:
-    """Run, and send the signal `number` after `moment` seconds; or let it die at its `own`-th durable call."""
+    """Run, and send the signal `number` after `after` seconds; or let it die at its `own` moment."""
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -84,16 +104,16 @@ def attempt(
         os.dup2(null, 2)
         code = 1
         try:
-            if own or log:
-                count_calls(own, log)
+            if own:
+                die_at(own)
             work(kind, folder, steps)
             code = 0
         except KeyboardInterrupt:
             code = 130
         finally:
             os._exit(code)
-    with open(os.pidfd_open(child), closefd=True) as watched:
-        if not select.select([watched], [], [], moment)[0]:
+    with open(os.pidfd_open(child), closefd=True) as process:
+        if not select.select([process], [], [], after)[0]:
             os.kill(child, number)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -120,38 +140,17 @@ def differences(found: dict[str, Any], whole: dict[str, Any]) -> str:
     return f"files {names}, metrics {len(found['metrics'])} and {len(whole['metrics'])}, first {lines[:1]}"
 
 
-def moments(calls: list[str]) -> dict[str, int]:
-    """Numbers of durable calls around the second checkpoint of a run; a kill comes before the call."""
-    shown = [at for at, call in enumerate(calls) if call.startswith("rename ") and _is_checkpoint(call)]
-    begin, end = shown[0] + 1, shown[1]
-    inside = [at for at in range(begin, end) if ".new" in calls[at] and "/checkpoints/" in calls[at]]
-    record = next(at for at in range(end, len(calls)) if calls[at].endswith("/run.json"))
-    return {
-        "first file": inside[0],
-        "middle": inside[len(inside) // 2],
-        "rename": end,
-        "after": end + 1,
-        "record": record,
-    }
-
-
-def _is_checkpoint(call: str) -> bool:
-    path = Path(call.split(maxsplit=1)[1])
-    return path.parent.name == "checkpoints" and not path.name.startswith(".")
-
-
 def around_a_save(kind: str, where: Path) -> None:
-    log = where / "calls"
     pictures.svg, pictures.png = (
         (lambda history: "<svg></svg>"),
         (lambda history: b""),
     )  # they take longer than the rest
-    assert attempt(kind, where / "whole", log=log, steps=2) == 0
+    assert attempt(kind, where / "whole", steps=2) == 0
     whole = content(where / "whole")
     out: dict[str, Any] = {}
-    for name, at in moments(log.read_text().splitlines()).items():
+    for name, moment in MOMENTS.items():
         folder = where / name
-        killed = attempt(kind, folder, own=at + 1, steps=2)
+        killed = attempt(kind, folder, own=moment, steps=2)
         half = any((folder / "checkpoints").glob(".*"))
         finished = attempt(kind, folder, steps=2)
         out[name] = {"codes": [killed, finished], "half": half, "same": content(folder) == whole}
@@ -171,7 +170,8 @@ def at_random(kind: str, where: Path, kills: int, seed: int) -> None:
             if count["kills"] >= kills:
                 code = attempt(kind, folder)
             elif chance.random() < 1 / 3:
-                code = attempt(kind, folder, own=chance.randint(1, CALLS))
+                at = chance.randint(1, CALLS)
+                code = attempt(kind, folder, own=lambda call, at=at: call.number == at)
             else:
                 number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
                 code = attempt(kind, folder, chance.uniform(0, usual), number)
