@@ -71,6 +71,13 @@ def candidates(source: str) -> list[str]:
     the others from the newest on. A folder with a config.json means itself; a name like owner/name that is no path here
     is the hub's. Anything else is a UserError with the remedy.
     """
+    try:
+        return _candidates(source)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror or error}); ask for the right to read it") from error
+
+
+def _candidates(source: str) -> list[str]:
     path = Path(source)
     try:
         there = path.exists()
