@@ -98,3 +98,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(problems: int, run
 def test_comparing_needs_no_torch() -> None:
     code = "import sys, lgrpo.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_runs_that_agree_by_chance_are_no_more_trials_than_runs() -> None:
+    # One problem in ten was right twice, the others once of twice: p (1 - p) / se^2 = .2475 / .0025 = 99 of 20 runs.
+    low, high = interval([0.5] * 9 + [1.0], runs=2)
+    assert (low, high) == pytest.approx((0.34209, 0.74180), abs=1e-5)  # Wilson's of 11 of 20
