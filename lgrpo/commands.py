@@ -9,7 +9,7 @@ from lgrpo import context, plan, session, trackers
 from lgrpo.data import need_chain
 from lgrpo.errors import UserError
 from lgrpo.estimate import init_time, train_time
-from lgrpo.initialise import check_examples, initialise
+from lgrpo.initialise import check_examples, drop_progress, initialise
 from lgrpo.interrupt import Stopped
 from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.memory import disk
@@ -73,6 +73,7 @@ def init(asked: InitOptions) -> Path:
         trackers.tracking(run, asked.log_to, show.say),
     ):
         if run.finished:
+            drop_progress(run)  # where the run was killed before it had
             show.say(f"{out} is finished; `lgrpo train {out}` goes on from there")
             return out
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})

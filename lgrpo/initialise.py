@@ -155,6 +155,13 @@ def _label(
     return labels
 
 
+def drop_progress(run: Run) -> None:
+    """Remove what only a run that is not finished needs."""
+    for folder in run.checkpoints():
+        if folder.name.startswith((PROGRESS, LABELS)):
+            remove_folder(folder)
+
+
 def _load_labels(run: Run | None) -> Labels | None:
     path = None if run is None else run.folder / "checkpoints" / LABELS / CHAINS
     return Labels.load(path) if path is not None and path.exists() else None
@@ -205,15 +212,15 @@ class _Best:
         self._score = max(self._score, score.pass_at_1)
 
     def finish(self) -> Policy:
-        """The best checkpoint; what only a resumed run would need is removed."""
+        """The best checkpoint, and the end of the run."""
         policy = self.policy
         if self.run is not None:
             best = self.run.best()
             assert best is not None
-            for folder in self.run.checkpoints():
-                if folder.name.startswith((PROGRESS, LABELS)):
-                    remove_folder(folder)
-            self.run.finish(best=best.name, score=self.run.best_score())
+            self.run.finish(
+                best=best.name, score=self.run.best_score()
+            )  # first: without its progress it would begin anew
+            drop_progress(self.run)
             return Policy.load(best, str(policy.device), policy.dtype)
         with torch.no_grad():
             for name, parameter in policy.model.named_parameters():

@@ -103,6 +103,7 @@ def train(
             elif stop:  # without a score: stopping must not give the choice of the best another candidate
                 _save(policy, learner, progress, run, None)
     if progress.step >= settings.steps:
+        run.prune()  # where the run was killed behind its last save
         run.finish()
     watch.report()
     best = run.best()

@@ -162,6 +162,26 @@ def test_a_run_stopped_in_the_middle_of_parts_ends_where_an_uninterrupted_one_do
     assert best.name in os.listdir(tmp_path / "pieces" / "checkpoints")
 
 
+def test_an_end_that_is_cut_short_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the progress is removed, a run that is not yet finished would find none and begin anew."""
+    remove, removed = initialise_module.remove_folder, []
+
+    def cut(folder: Path) -> None:
+        if removed:
+            raise KeyboardInterrupt
+        removed.append(folder)
+        remove(folder)
+
+    with monkeypatch.context() as patched, start(tmp_path) as run:
+        patched.setattr(initialise_module, "remove_folder", cut)
+        with pytest.raises(KeyboardInterrupt):
+            go(run, Recorder())
+    with start(tmp_path) as run:
+        assert run.finished
+        initialise_module.drop_progress(run)
+        assert {path.name for path in run.checkpoints()} <= {"walk-000002", "walk-000004"}
+
+
 def test_the_result_is_a_latent_checkpoint_and_nothing_else_stays(tmp_path: Path) -> None:
     with start(tmp_path) as run:
         made = go(run, Recorder())

@@ -1,8 +1,7 @@
-"""A run that is killed at any moment, within a save too, and started again is the run that was never stopped."""
+"""A run that is killed, a save among its moments, and started again is the run that was never stopped."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,27 +9,24 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("killed.py")
-
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kills by Linux means")
 
 
-def killed(*arguments: object) -> Any:
-    done = subprocess.run([sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True)
+def told(script: str, *arguments: str) -> Any:
+    """What a script beside this file prints at its end."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["train", "init"])
-def test_a_kill_at_each_moment_of_a_save_loses_nothing(tmp_path: Path, kind: str) -> None:
-    found = killed(kind, tmp_path)
-    assert found["files"] > 5
-    assert list(found["moments"]) == ["a file is flushed", "it is renamed", "the record follows"]
-    for name, moment in found["moments"].items():
-        assert moment["codes"] == [-signal.SIGKILL, 0], name
-        assert moment["half"] == (name != "the record follows"), name  # a folder that is not whole was left behind
-        assert moment["same"], name
+def test_a_run_killed_in_saves_and_between_them_is_bit_for_bit_the_run_that_never_stopped(tmp_path: Path) -> None:
+    for command, ended in told("killed_at_calls.py", str(tmp_path)).items():
+        places = [died.split(":")[0] for died in ended["died"]]
+        assert places.count("in a save") >= 4, (command, places)
+        assert places.count("between saves") >= 4, (command, places)
+        assert ended["files"] > 10
+        assert (ended["code"], ended["different"]) == (0, None), (command, ended["different"])
 
 
 @pytest.mark.slow
@@ -39,7 +35,7 @@ def test_a_kill_at_each_moment_of_a_save_loses_nothing(tmp_path: Path, kind: str
 def test_a_run_killed_at_random_is_bit_for_bit_the_run_that_never_stopped(
     tmp_path: Path, kind: str, kills: int
 ) -> None:
-    count = killed(kind, tmp_path, kills, 0)
+    count = told("killed_at_random.py", kind, str(tmp_path), str(kills), "0")
     assert count["kills"] >= kills
     assert count["in_save"] > 0  # a kill left a half-written folder behind
     assert count["finished"] > 0
