@@ -1,6 +1,9 @@
 """Answers and references that try to break the verifier: none raises, none hangs, none touches another's score."""
 
+import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lgrpo.verify import Verifier, boxed
+from lgrpo.verify.verifier import _checker
 
 ENDLESS = {  # each keeps computer algebra busy beyond any patience, every one in its own way
     "tower": "9^{9^{9^9}}",
@@ -208,3 +212,17 @@ class _Yes:
 
     def stop(self) -> None:
         pass
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no alarm here")
+def test_a_checker_whose_parent_was_killed_ends_by_its_own_alarm() -> None:
+    with subprocess.Popen(_checker(0.1), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline()) == [0, True, None]
+        child.stdin.write(json.dumps([1, "3", "9^{9^{9^9}}"]) + "\n")
+        child.stdin.flush()
+        try:
+            assert child.wait(timeout=30) == -signal.SIGALRM  # after 1.2 s; nobody else ends it
+        finally:
+            child.kill()
