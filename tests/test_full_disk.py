@@ -1,136 +1,191 @@
-"""A disk that really is full, folders that really cannot be read, and links: one line, and nothing is lost."""
+"""A disk that is really full: a small one is mounted, which takes root on Linux, and filled while a run is at work."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from test_train import run_to, weights
+from killed import content, differences
+from killed_at_calls import init, train
+from test_cli import _small, latent, lgrpo, mixed_rewards, policy  # noqa: F401 - fixtures among them
+from test_initialise import Recorder
 
 from lgrpo.errors import UserError
-from lgrpo.history import read_lines
-from lgrpo.metrics import group
-from lgrpo.runs.checkpoints import resolve_checkpoint, saved_checkpoints
-from lgrpo.runs.contents import damage, seal
+from lgrpo.evaluate import Asked
+from lgrpo.exam.samples import PASS_AT_1, Outcome, Samples
+from lgrpo.policy import Policy
+from lgrpo.problems import Problem
+from lgrpo.runs import Run
+from lgrpo.runs.checkpoints import resolve_checkpoint
+from lgrpo.runs.contents import damage
+from lgrpo.screen import Show
 
-MEGABYTE = 1 << 20
+FULL = "No space left on device; free some space and run the same command again"
+
+
+class Disk:
+    """64 MB at `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._filler = folder, folder / "filler"
+
+    def fill(self, free: int = 0) -> None:
+        """Take all room but `free` bytes."""
+        with self._filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+        assert shutil.disk_usage(self.folder).free == 0
+        if free:
+            os.truncate(self._filler, self._filler.stat().st_size - free)
+
+    def grow(self) -> None:
+        subprocess.run(["mount", "-o", "remount,size=128m", self.folder], check=True)
+
+    def clear(self) -> None:
+        self._filler.unlink()
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB of its own."""
-    where = tmp_path / "disk"
-    where.mkdir()
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
     try:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(where)], capture_output=True)
-    except OSError:
-        pytest.skip("there is no mount here")
-    if made.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield where
-    subprocess.run(["umount", "--lazy", str(where)], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small disk cannot be mounted here: {getattr(error, 'stderr', error)}")
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
-def fill(disk: Path, left: int) -> Path:
-    """A file that leaves so many bytes."""
-    free = os.statvfs(disk)
-    ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - left)
-    return ballast
+@pytest.fixture
+def filling(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on it. Once there is a checkpoint, the next step that is shown leaves no more room than for half one."""
+    out, filled = disk.folder / "run", []
+
+    def fill_after(real: Callable[..., None]) -> Callable[..., None]:
+        def step(self: Any, *numbers: Any) -> None:
+            real(self, *numbers)
+            if not filled and any(out.glob("checkpoints/[!.]*")):
+                filled.append(True)
+                disk.fill(free=32 << 10)
+
+        return step
+
+    for show in (Show, Recorder):
+        monkeypatch.setattr(show, "step", fill_after(show.step))
+    return out
 
 
-def files(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/**/*") if path.is_file()}
+def intact(out: Path) -> dict[str, int]:
+    """The checkpoints that are there, and when they were made. All are what was saved, and nothing is beside them."""
+    kept = {path.name: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
+    assert kept
+    assert {name: damage(out / "checkpoints" / name) for name in kept} == dict.fromkeys(kept)
+    return kept
 
 
-def metrics(run: Path) -> list[dict[str, object]]:
-    """But for what the machine decides."""
-    return [
-        {name: value for name, value in line.items() if group(name) not in {"time", "device"}}
-        for line in read_lines(run / "metrics.jsonl")
-    ]
+@pytest.mark.usefixtures("mixed_rewards")
+def test_the_command_ends_in_one_line_and_keeps_what_it_had_saved(filling: Path, latent: str) -> None:  # noqa: F811
+    result = lgrpo("train", latent, "--steps", "2", "--set", "eval_every=1", "--out", str(filling))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"Error: cannot write in {filling}: {FULL}"
+    assert "Traceback" not in result.stderr
+    assert list(intact(filling)) == ["step-000000"]
+    assert Policy.load(resolve_checkpoint(str(filling), pytest.fail)).latent
 
 
-@pytest.mark.parametrize("left", [0, MEGABYTE, 3 * MEGABYTE], ids=["nothing", "a megabyte", "half a checkpoint"])
-def test_a_full_disk_ends_a_run_in_a_line_and_with_room_it_goes_on(disk: Path, tmp_path: Path, left: int) -> None:
-    run_to(disk / "run", 1)
-    before = files(disk / "run")
-    ballast = fill(disk, left)
-    with pytest.raises(UserError, match=r"^cannot write in .*run.*: No space left on device; [^\n]*$"):
-        run_to(disk / "run", 3)
-    assert files(disk / "run") == before
-    assert [damage(saved.path) for saved in saved_checkpoints(disk / "run")] == [None] * 2
-    ballast.unlink()
-    pieces, whole = run_to(disk / "run", 3), run_to(tmp_path / "whole", 3)
-    ours, theirs = weights(pieces), weights(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert metrics(disk / "run") == metrics(tmp_path / "whole")
+@pytest.mark.parametrize("work", [train, init])
+def test_a_run_that_met_a_full_disk_goes_on_bit_for_bit_once_there_is_room(
+    work: Callable[[Path], None], disk: Disk, filling: Path, tmp_path: Path
+) -> None:
+    work(tmp_path / "whole")
+    with pytest.raises(UserError, match=FULL):
+        work(filling)
+    kept = intact(filling)
+    disk.fill()
+    with pytest.raises(UserError, match=FULL):  # still no room, and none at all
+        work(filling)
+    assert intact(filling) == kept
+    disk.grow()
+    work(filling)
+    found, whole = content(filling), content(tmp_path / "whole")
+    assert len(found["files"]) > 5
+    assert found == whole, differences(found, whole)
 
 
-def checkpoint(run: Path, name: str = "step-1", sequence: int = 1) -> Path:
-    folder = run / "checkpoints" / name
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    seal(folder, {"sequence": sequence, "saved": "2026-01-01", "score": 0.5})
-    (run / "run.json").write_text('{"command": "train"}')
-    return folder
+def many(write: Callable[[int], Any]) -> None:
+    """Lines of 100 bytes, until they take a block that is not there."""
+    for number in range(1000):
+        write(number)
 
 
-def test_a_link_to_a_checkpoint_or_a_run_is_what_it_points_to(tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "run")
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    (tmp_path / "model").symlink_to(folder)
-    assert resolve_checkpoint(str(tmp_path / "link"), pytest.fail) == str(tmp_path / "link/checkpoints/step-1")
-    assert resolve_checkpoint(str(tmp_path / "model"), pytest.fail) == str(tmp_path / "model")
+WRITES: dict[str, Callable[[Run], None]] = {
+    "metrics.jsonl": lambda run: many(lambda number: run.log(number, text="x" * 100)),
+    "events.jsonl": lambda run: many(lambda number: run.event("oom", text="x" * 100)),
+    "run.json": lambda run: run.update(text="x" * 100_000),
+    "a checkpoint": lambda run: run.save("step-2", lambda folder: None),
+}
 
 
-def test_links_to_nothing_and_in_circles_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    for name in ("broken", "circle"):
-        with pytest.raises(UserError, match="there is no "):
-            resolve_checkpoint(str(tmp_path / name), pytest.fail)
-    folder = checkpoint(tmp_path / "run")
-    (folder / "config.json").unlink()
-    (folder / "config.json").symlink_to(tmp_path / "circle")
-    with pytest.raises(UserError, match="holds no checkpoint yet"):
-        resolve_checkpoint(str(tmp_path / "run"), pytest.fail)
+@pytest.mark.parametrize("what", WRITES)
+def test_whatever_a_full_disk_does_not_take_is_one_line_and_leaves_what_was_there(disk: Disk, what: str) -> None:
+    out = disk.folder / "run"
+    with Run.start(out, "train", [], identity={"seed": 3}) as run:
+        run.log(1, loss=0.5)
+        run.save("step-1", lambda folder: (folder / "config.json").write_text("{}"))
+    disk.fill()
+    with pytest.raises(UserError, match=FULL), Run.start(out, "train", [], identity={"seed": 3}):
+        pass
+    disk.clear()
+    with Run.start(out, "train", [], identity={"seed": 3}) as run:
+        disk.fill()
+        with pytest.raises(UserError, match=FULL):
+            WRITES[what](run)
+    record = json.loads((out / "run.json").read_text())
+    assert record["identity"] == {"seed": 3}
+    assert os.listdir(out / "checkpoints") == ["step-1"]
+    disk.clear()
+    with Run.start(out, "train", [], identity={"seed": 3}) as run:
+        assert run.resumed
+        assert run.damaged == []
+        run.rewind(1)
+        run.log(2, loss=0.25)
+        run.finish()
+    for name in ("metrics.jsonl", "events.jsonl"):
+        lines = [json.loads(line) for line in (out / name).read_text().splitlines()]
+        assert {"step": 2, "loss": 0.25} in lines or name == "events.jsonl"
+    disk.fill()
+    with pytest.raises(UserError, match=FULL):
+        Run.start(disk.folder / "other", "train", [])
+    assert not (disk.folder / "other/run.json").exists()
 
 
-@pytest.mark.parametrize("name", ["../../../secret.json", "/etc/hostname"])
-def test_a_record_that_names_files_elsewhere_is_not_what_was_written(tmp_path: Path, name: str) -> None:
-    folder = checkpoint(tmp_path / "run")
-    (tmp_path / "secret.json").write_text("{}")
-    note = json.loads((folder / "saved.json").read_text())
-    note["files"][name] = note["files"]["config.json"]
-    (folder / "saved.json").write_text(json.dumps(note))
-    assert damage(folder) == "saved.json is not what was written"
-    with pytest.raises(UserError, match=r"saved\.json is not what was written"):
-        resolve_checkpoint(str(tmp_path / "run"), pytest.fail)
+def test_an_evaluation_that_met_a_full_disk_keeps_its_samples_and_goes_on(disk: Disk) -> None:
+    problems = [Problem(f"What is {number} + 1?", str(number + 1)) for number in range(2000)]
+    path, taken = disk.folder / "eval.jsonl", 0
+    with Samples(path, problems) as samples:
 
+        def add() -> None:
+            nonlocal taken
+            samples.add(PASS_AT_1, [Outcome(taken, 0, True, True, 3, 4)], [{}])
+            taken += 1
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
-@pytest.mark.parametrize("closed", ["", "checkpoints", "checkpoints/step-1", "checkpoints/step-1/config.json"])
-def test_what_may_not_be_read_is_refused_in_a_line(closed: str) -> None:
-    """As somebody else than root, who may read everything."""
-    code = (
-        "import os, sys\nfrom lgrpo.runs.checkpoints import resolve_checkpoint\nfrom lgrpo.errors import UserError\n"
-        "os.setgid(65534)\nos.setuid(65534)\n"
-        "try:\n    resolve_checkpoint(sys.argv[1], print)\nexcept UserError as error:\n    print('refused:', error)\n"
-    )
-    with tempfile.TemporaryDirectory() as where:  # not pytest's, which is root's alone
-        run = Path(where, "run")
-        checkpoint(run)
-        for path in (run.parent, *run.parent.rglob("*")):
-            path.chmod(path.stat().st_mode | 0o555)
-        (run / closed).chmod(0)
-        done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (said,) = done.stdout.splitlines()
-    assert said.startswith("refused: ")
+        add()
+        disk.fill()
+        with pytest.raises(UserError, match=FULL):
+            many(lambda number: add())
+    assert 0 < taken < 1000
+    disk.clear()
+    with Samples(path, problems) as samples:
+        missing = samples.missing(PASS_AT_1, 1)
+        assert missing[0] == Asked(taken, 0)
+        assert len(missing) == 2000 - taken

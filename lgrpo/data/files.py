@@ -77,7 +77,8 @@ def choose(names: Sequence[str], split: str, source: str, part: str = "") -> lis
 
 
 def folder_files(folder: Path) -> list[str]:
-    """The names of all files in a folder and below, with `/`, hidden ones left out."""
+    """The names of all files in a folder and below, with `/`, hidden ones left out. Raises OSError."""
+    next(folder.iterdir(), None)  # rglob passes over a folder that may not be read, as if it were empty
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 

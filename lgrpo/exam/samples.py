@@ -10,6 +10,7 @@ problems are asked anew, and nothing of another checkpoint or setting is ever mi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -124,7 +125,8 @@ class Samples:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take, which `add` said
+                self._file.close()
             self._file = None
 
 

@@ -96,6 +96,10 @@ def _tensors(path: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # for its reason: safetensors calls a file that may not be read one that is not there
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
         with safe_open(path, "pt") as file:
             return len(file.keys())
     except (SafetensorError, OSError, ValueError) as error:

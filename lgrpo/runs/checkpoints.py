@@ -26,9 +26,15 @@ class Saved(NamedTuple):
 
 
 def saved_checkpoints(run: Path) -> list[Saved]:
-    """The complete checkpoints of a run folder, in the order of saving; empty where it has none."""
-    found = []
-    for path in (run / "checkpoints").glob("[!.]*"):
+    """The complete checkpoints of a run folder, in the order of saving; empty where it has none.
+
+    Raises OSError where it may not be looked into: that there is nothing would be another answer.
+    """
+    found, folder = [], run / "checkpoints"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        path.lstat()  # raises where names may be seen and nothing else
         note = read_json(path / NOTE) or {}
         sequence, score = note.get("sequence"), note.get("score")
         if type(sequence) is int:
@@ -74,7 +80,8 @@ def candidates(source: str) -> list[str]:
     try:
         return _candidates(source)
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror or error}); ask for the right to read it") from error
+        reason = error.strerror or error
+        raise UserError(f"{source} cannot be read ({reason}); mend its permissions, or name another") from error
 
 
 def _candidates(source: str) -> list[str]:
@@ -121,7 +128,11 @@ def newest_run(root: Path = Path("runs"), commands: Collection[str] = ("train", 
     """The run under `root` that saved a checkpoint last, among those of these commands; None where there is none."""
     newest: tuple[str, Path] | None = None
     for folder in sorted(root.glob("*")):
-        record, saved = read_json(folder / "run.json"), latest_saved(folder)
+        record = read_json(folder / "run.json")
+        try:
+            saved = latest_saved(folder) if record else None
+        except OSError:  # one that may not be read is nobody's newest
+            continue
         if record and saved and record.get("command") in list(commands):
             newest = max(newest or ("", folder), (saved.time, folder))
     return newest[1] if newest else None

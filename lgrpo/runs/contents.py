@@ -12,7 +12,7 @@ import errno
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lgrpo.errors import UserError
@@ -47,11 +47,13 @@ def damage(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> s
     files = _recorded(folder)
     if files is None:
         return f"{NOTE} is not what was written"
+    if any(PurePath(name).is_absolute() or ".." in PurePath(name).parts for name in files):
+        return f"{NOTE} names a file outside"  # whatever stands there is no part of this checkpoint
     names = [name for name in files if wanted(name)]
-    for name in names:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
     try:
+        for name in names:
+            if not (folder / name).is_file():
+                return f"{name} is missing"
         found = file_hashes(folder, names)
     except OSError as error:
         return f"it cannot be read to its end: {error.strerror or error}"

@@ -67,6 +67,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, beside: Path, content: bytes) -> None:
+    beside.unlink(missing_ok=True)  # were it a link, its target would be written
     beside.write_bytes(content)
     sync(beside)
     os.replace(beside, path)
@@ -125,30 +126,38 @@ def publish_folder(beside: Path, target: Path) -> None:
     """Make the complete folder `beside` appear as `target`, in place of what stood there. See `mend_folders`."""
     sync_tree(beside)
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    remove(old)
+    if os.path.lexists(target):
         os.rename(target, old)  # a folder cannot be renamed onto a full one; mend_folders closes the gap after a crash
     os.rename(beside, target)
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def remove_folder(target: Path) -> None:
     """Remove a folder so that, cut short, it is gone rather than half there."""
     gone = target.with_name(f".{target.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    remove(gone)
     os.rename(target, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    remove(gone)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder as far as that goes, or a link to one: what it points to is somebody else's."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def mend_folders(parent: Path) -> None:
     """Undo what a crash left in `parent`: half-written and half-removed folders go, a half-replaced one comes back."""
     for path in sorted(parent.glob(".*")):
         target = parent / path.stem[1:]
-        if path.suffix == ".old" and not target.exists():
+        if path.suffix == ".old" and not os.path.lexists(target):
             os.rename(path, target)
         elif path.suffix in {".new", ".old", ".gone"}:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def whole_lines(path: Path) -> None:

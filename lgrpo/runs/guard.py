@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
     if record is None:
         strange = sorted({path.name for path in folder.glob("*")} - _FRESH)
         if "run.json" in strange:
+            _readable(folder / "run.json")
             raise UserError(f"{folder / 'run.json'} is damaged; remove the folder, or choose another --out")
         if strange:
             raise UserError(f"{folder} holds files that are no run ({strange[0]}); choose another --out")
@@ -48,6 +49,21 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
                 "choose another --out, or add --overwrite to replace it"
             )
     return True
+
+
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Raises UserError where one of these files is a link: it would be written, and cut, where it points to."""
+    for name in names:
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link, and a run writes in its own folder alone; remove the link")
+
+
+def _readable(path: Path) -> None:
+    """Raises UserError where a file may not be read: it need not be damaged."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); choose another --out") from error
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from lgrpo.errors import UserError
 from lgrpo.runs.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
@@ -34,13 +34,14 @@ from lgrpo.runs.durable import (
     now,
     publish_folder,
     read_json,
+    remove,
     remove_folder,
     sync,
     to_json,
     whole_lines,
     write_json,
 )
-from lgrpo.runs.guard import refuse, writing
+from lgrpo.runs.guard import refuse, refuse_links, writing
 from lgrpo.runs.provenance import this_process
 
 Listener = Callable[[str, Mapping[str, Any]], None]  # ("metrics" or the kind of an event, its entries)
@@ -58,10 +59,10 @@ class Run:
         self.resumed = False
         self.listeners: list[Listener] = []  # told each line of metrics, and each event, once it is written
         self.damaged: list[str] = []  # checkpoints that were set aside when the run went on, and why
-        self._metrics: IO[str] | None = None
         self._opened, self._seconds = time.monotonic(), 0.0  # when this process began, what those before it worked
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            refuse_links(folder, ("lock", "metrics.jsonl", "events.jsonl"))
             self._lock = FolderLock(folder)
 
     @classmethod
@@ -151,7 +152,7 @@ class Run:
             what = damage(path) if (path / NOTE).exists() else f"{NOTE} is missing"
             if what is not None:
                 aside = path.with_name(f".{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
+                remove(aside)
                 os.rename(path, aside)
                 self.damaged.append(f"{path} is damaged ({what}) and set aside as {aside.name}")
                 self.event("damaged", checkpoint=path.name, what=what)
@@ -160,11 +161,7 @@ class Run:
 
     def log(self, step: int, **numbers: Any) -> None:
         """Add one line to metrics.jsonl. Non-finite numbers are written as null."""
-        with writing(self.folder):
-            if self._metrics is None:
-                self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self._metrics.write(to_json({"step": step, **numbers}) + "\n")
-            self._metrics.flush()
+        self._append("metrics.jsonl", {"step": step, **numbers})
         self._tell("metrics", {"step": step, **numbers})
 
     def rewind(self, step: int) -> None:
@@ -183,9 +180,13 @@ class Run:
 
     def event(self, kind: str, **detail: Any) -> None:
         """Add one line to events.jsonl: what happened, when."""
-        with writing(self.folder), (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(to_json({"time": now(), "event": kind, **detail}) + "\n")
+        self._append("events.jsonl", {"time": now(), "event": kind, **detail})
         self._tell(kind, detail)
+
+    def _append(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Another line. The file is opened each time: what a full disk did not take must not come up again later."""
+        with writing(self.folder), (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(to_json(entry) + "\n")
 
     def _tell(self, kind: str, entry: Mapping[str, Any]) -> None:
         for listener in self.listeners:
@@ -224,7 +225,7 @@ class Run:
         try:
             with writing(self.folder):
                 self._flush()
-                shutil.rmtree(beside, ignore_errors=True)
+                remove(beside)
                 beside.mkdir(parents=True)
                 write(beside)
                 seal(beside, {"sequence": max(order, default=0) + 1, "saved": now(), "score": score})
@@ -275,13 +276,10 @@ class Run:
                 if path not in stay:
                     remove_folder(path)
             for path in (self.folder / "checkpoints").glob(".*.damaged"):
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
     def close(self) -> None:
-        """Close files and let other processes in. Twice is once."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        """Let other processes in. Twice is once."""
         self._lock.release()
 
     def __enter__(self) -> Run:
