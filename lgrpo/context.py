@@ -60,6 +60,8 @@ def settle(policy: Policy, settings: S, rows: Sequence[Setting], chosen: Collect
         shorten("max_prompt", int(room) // 2, f"half of the {room:g} positions of {policy.name}")
     for name in AFTER_PROMPT:
         length, left = getattr(settings, name, 0), room - settings.max_prompt
+        if isinstance(settings, Schedule) and name == "max_chain":  # in stage 1 a compress token follows each segment
+            left = left * settings.ratio // (settings.ratio + 1)
         if length <= left:
             continue
         if name in chosen or left < LEAST:

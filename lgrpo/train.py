@@ -9,6 +9,7 @@ all randomness is derived from them and the seed, so a run that goes on is the r
 """
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -158,11 +159,12 @@ def _check(
     if progress.skipped >= IN_A_ROW:
         broken = not_finite(policy.model.named_parameters())
         best, good = run.best(), _last_good(run) if broken else run.latest()  # a step left out changes no weight
+        words = ["lgrpo", "train", str(good), *["--explicit"] * settings.explicit]
+        command = shlex.join([*words, "--lr", f"{settings.lr / 2:g}", "--out", f"{run.folder}-2"])
         error = diverged(
             f"step {progress.step}",
             broken,
-            "start again from the last good checkpoint with a lower rate, "
-            f"`lgrpo train {good} --lr {settings.lr / 2:g} --out {run.folder}-2`; "
+            f"start again from the last good checkpoint with a lower rate and the options this run had, `{command}`; "
             f"the best is {best and best.name}",
         )
         run.event("diverged", step=progress.step, what=str(error))
@@ -224,6 +226,7 @@ def _resume(run: Run, learner: Learner) -> Progress:
     """The state in the run's latest checkpoint, or the start."""
     latest = run.latest()
     if latest is None:
+        run.rewind(0)  # of a run whose every checkpoint was damaged
         return Progress()
     state: dict[str, Any] = json.loads((latest / STATE).read_text())
     learner.optimizer.load_state(load_file(latest / TENSORS))

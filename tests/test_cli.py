@@ -27,7 +27,7 @@ COMMANDS = ("init", "train", "sample", "eval")
 QUESTION = "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
 RESULT = {
     "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@1_interval", "pass@k", "latent_length",
-    "explicit_length", "length", "invalid", "left_out", "tokens_per_second",
+    "explicit_length", "length", "invalid", "data_hash", "left_out", "tokens_per_second",
 }  # fmt: skip
 # The `tiny` recipe, so small that a command takes a second: nothing here tests what is learnt.
 SMALL_TRAIN = {
@@ -138,7 +138,7 @@ def test_train_alone_in_an_empty_folder_initialises_and_trains_and_the_rest_foll
 
     scored = done("eval", "--json", "--limit", "3", "--runs", "2", "--samples", "4")
     result = json.loads(scored.stdout)
-    assert result.keys() == {"checkpoint", "results"}
+    assert result.keys() == {"checkpoint", "model", "model_hash", "seed", "results"}
     assert result["checkpoint"] == "runs/tiny-grpo"
     assert [entry.keys() for entry in result["results"]] == [RESULT]
     entry = result["results"][0]

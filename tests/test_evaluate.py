@@ -55,6 +55,13 @@ def test_pass_at_k_comes_from_the_explored_samples_only() -> None:
     assert score.pass_at_k == {1: 0.25, 2: 0.5, 4: 1.0}
 
 
+def test_problems_count_alike_however_many_responses_they_have() -> None:
+    uneven = [answered(0, run, run == 0, [5]) for run in range(4)] + [answered(1, run, True, [5]) for run in range(2)]
+    score = summarise(uneven, uneven)
+    assert score.pass_at_1 == (0.25 + 1.0) / 2
+    assert score.pass_at_k == {1: (0.25 + 1.0) / 2, 2: (0.5 + 1.0) / 2}  # as many as each has
+
+
 def test_a_score_without_any_valid_response_is_all_zeros_but_invalid() -> None:
     score = summarise([answered(0, 0, False, [LATENT], valid=False)])
     assert (score.pass_at_1, score.length, score.invalid) == (0.0, 0.0, 1.0)

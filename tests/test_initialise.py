@@ -520,7 +520,7 @@ def test_three_losses_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, m
     show = Recorder()
     with start(tmp_path) as run, pytest.raises(UserError, match="3 optimiser steps in a row") as caught:
         go(run, show, walk_steps=6)
-    assert "begin again with a lower rate, --lr " in str(caught.value)
+    assert "begin again with a lower rate, --set joint_lr=" in str(caught.value)
     assert [one["skipped"] for one in show.numbers] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
 
 

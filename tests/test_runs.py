@@ -97,6 +97,20 @@ def test_another_run_in_the_folder_is_refused_untouched_and_replaced_only_on_req
     assert not (folder / "metrics.jsonl").exists()
 
 
+def test_overwrite_replaces_another_run_or_a_finished_one_but_a_stopped_one_goes_on(tmp_path):
+    """A command with --overwrite that was stopped is given again, by hand or by whatever restarts it."""
+    with start(tmp_path / "a", overwrite=True) as run:
+        run.log(1, loss=0.5)
+        run.save("step-1", write_model)
+    with start(tmp_path / "a", overwrite=True) as run:
+        assert run.resumed
+        assert run.latest().name == "step-1"
+        run.finish()
+    with start(tmp_path / "a", overwrite=True) as run:
+        assert not run.resumed
+        assert run.checkpoints() == []
+
+
 def test_files_that_are_no_run_are_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):

@@ -15,6 +15,7 @@ from lgrpo import arithmetic, evaluate, tiny
 from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
 from lgrpo.groups import Group, Sampler
+from lgrpo.history import read_lines
 from lgrpo.learner import Learner
 from lgrpo.metrics import group
 from lgrpo.optimizer import Optimizer
@@ -409,3 +410,11 @@ def test_a_policy_without_a_logit_that_is_a_number_ends_after_three_steps(tmp_pa
         assert "step-000000 --lr" in str(caught.value)  # what was saved at step 2 is no good checkpoint
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["skipped"], line["broken"] > 0) for line in metrics] == [(1.0, True)] * 3
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_begins_anew_and_has_no_step_twice(tmp_path: Path) -> None:
+    run_to(tmp_path / "run", 1)
+    for weights_file in (tmp_path / "run").glob("checkpoints/*/model.safetensors"):
+        weights_file.write_bytes(weights_file.read_bytes()[:-1])
+    run_to(tmp_path / "run", 2)
+    assert [line["step"] for line in read_lines(tmp_path / "run/metrics.jsonl")] == [1, 2]

@@ -1,6 +1,7 @@
 """The verifier: what counts as the same answer, and that no answer can hang it, crash it or touch another's score."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -62,6 +63,7 @@ def test_boxed_is_linear_in_megabytes() -> None:
 
 
 SAME = [
+    ("--5", "5"),
     ("29", "29"),
     (" 29 ", "29"),
     ("$29$", "29"),
@@ -289,6 +291,7 @@ def test_an_answer_that_leaves_a_step_to_the_reader_is_no_number(answer: str) ->
         ("\\{2, 1\\}", "1,2", 1.0),
         ("(2,1)", "(1,2)", 0.0),
         ("[0,1]", "[0,1)", 0.0),
+        ("(1,2)", "1<x<2", 1.0),  # for a reference that is a relation alone: which of the two is which matters
         ("5x", "5", 0.0),
         ("5 x", "5", 0.0),
         ("4, 5", "5", 0.0),
@@ -464,3 +467,13 @@ def test_numbers_need_no_process() -> None:
 def test_checking_does_not_import_torch() -> None:
     code = "import sys, lgrpo.verify, lgrpo.verify.algebra; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_stop_of_the_whole_job_costs_no_right_answer() -> None:
+    """SIGTERM for all processes, as `scancel` and `timeout` send it: the step at hand is still graded."""
+    with Verifier() as grader:
+        assert grader.grade([r"\boxed{\sqrt{8}}"], [r"2\sqrt{2}"]) == [1.0]
+        assert grader._process is not None
+        os.kill(grader._process._child.pid, signal.SIGTERM)
+        assert grader.grade([r"\boxed{\sqrt{18}}"], [r"3\sqrt{2}"]) == [1.0]
+        assert grader.failures == 0

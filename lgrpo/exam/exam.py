@@ -40,6 +40,8 @@ class Scored(NamedTuple):
     benchmark: Benchmark
     shares: Sequence[float]  # of each problem
     entry: dict[str, Any]  # of `results` in `--json`
+    model: str  # the folder or hub name that was asked
+    model_hash: Any  # of its content; of a hub's, its name and commit
 
 
 class Exam:
@@ -100,7 +102,12 @@ class Exam:
         summary = path.with_name(f"summary-{safe_name(benchmark.name)}-{short_hash([path.name, data, kinds])}.json")
         if (rate := speed.rate()) is None:  # nothing was rolled out this time
             rate = _kept_rate(summary)
-        entry = {**score.as_json(benchmark.name), "left_out": benchmark.left_out, "tokens_per_second": rate}
+        entry = {
+            **score.as_json(benchmark.name),
+            "left_out": benchmark.left_out,
+            "tokens_per_second": rate,
+            "data_hash": data,
+        }
         note = {
             "checkpoint": self.name,
             "results": [entry],
@@ -114,7 +121,7 @@ class Exam:
         }
         with writing(self.folder):
             write_json(summary, note)
-        return Scored(benchmark, score.shares, entry)
+        return Scored(benchmark, score.shares, entry, self.model, self.identity["model"])
 
     def _make(
         self,

@@ -67,13 +67,19 @@ def evaluate(asked: EvalOptions) -> None:
             _report(names, show.say)
     for _, later in scored[1:]:
         _compare(scored[0], later)
-    results = [{"checkpoint": name, "results": [one.entry for one in ones]} for name, ones in scored]
+    results = [_named(name, ones, asked.seed) for name, ones in scored]
     if asked.as_json:
         print(json.dumps(results[0] if len(results) == 1 else results))
     elif asked.markdown:
         print(markdown(results))
     else:
         scores(results, sys.stdout)
+
+
+def _named(name: str, ones: Sequence[Scored], seed: int) -> dict[str, Any]:
+    """The results of a checkpoint, and which one it was: a run's name may mean another tomorrow."""
+    which = {"model": ones[0].model, "model_hash": ones[0].model_hash, "seed": seed}
+    return {"checkpoint": name, **which, "results": [one.entry for one in ones]}
 
 
 def _report(names: Sequence[str], say: Callable[[str], None]) -> None:

@@ -44,11 +44,11 @@ def states_bytes(parameters: Iterable[nn.Parameter]) -> float:
 
 def check_room(folder: Path, need: float) -> Setting:
     """The plan's row of it. Raises UserError where less is free; checkpoints that are there already count as room."""
-    there = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
     try:
+        there = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
         held = sum(path.stat().st_size for path in folder.glob("checkpoints/*/*") if path.is_file())
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); choose another --out") from error
+        raise UserError(f"{str(folder)[:200]} cannot be read ({error.strerror}); choose another --out") from error
     free = shutil.disk_usage(there).free + held
     if free < need:
         raise UserError(

@@ -22,7 +22,12 @@ _ELSEWHERE = {
 
 def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
     """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
-    if folder.exists() and not folder.is_dir():
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        reason = error.strerror or error
+        raise UserError(f"{str(folder)[:200]} cannot be used ({reason}); choose another --out") from error
+    if is_file:
         raise UserError(f"{folder} is a file; choose another --out")
     record = read_json(folder / "run.json")
     if record is None:
@@ -49,6 +54,16 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
                 "choose another --out, or add --overwrite to replace it"
             )
     return True
+
+
+def unfinished(folder: Path, command: str, identity: dict[str, Any]) -> bool:
+    """Whether that run itself is there and has not ended: then it goes on, and is not what --overwrite replaces."""
+    try:
+        return refuse(folder, command, identity, overwrite=False) and not (read_json(folder / "run.json") or {}).get(
+            "finished"
+        )
+    except UserError:
+        return False
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:

@@ -41,7 +41,7 @@ from lgrpo.runs.durable import (
     whole_lines,
     write_json,
 )
-from lgrpo.runs.guard import refuse, refuse_links, writing
+from lgrpo.runs.guard import refuse, refuse_links, unfinished, writing
 from lgrpo.runs.provenance import this_process
 
 Listener = Callable[[str, Mapping[str, Any]], None]  # ("metrics" or the kind of an event, its entries)
@@ -80,9 +80,11 @@ class Run:
 
         settings: (name, value, reason) each, recorded. identity: what must be equal for it to be the same run, such as
         start checkpoint, data, recipe and seed. facts: recorded as they are (device, dtype, seed, data_hash, ...).
-        A folder that holds another run is refused unless `overwrite`; files that are no run are never replaced.
+        A folder that holds another run is refused unless `overwrite`, which begins a finished one anew, too; one that
+        was stopped goes on whatever `overwrite` says. Files that are no run are never replaced.
         """
         same = from_json(to_json(dict(identity or {}))) or {}
+        overwrite = overwrite and not unfinished(folder, command, same)  # else a repeated command would lose its run
         refuse(folder, command, same, overwrite)
         run = cls(folder)
         try:
