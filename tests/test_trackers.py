@@ -112,6 +112,8 @@ def test_a_run_keeps_its_id_until_another_replaces_it(monkeypatch, tmp_path):
     (first,), (again,) = (follow(monkeypatch, tmp_path / "a")[2] for _ in range(2))
     assert first[1]["run_id"] == again[1]["run_id"]
     assert again[1]["first"] == 0
+    with start(tmp_path / "a") as run:
+        run.finish()  # one that was stopped would go on
     start(tmp_path / "a", overwrite=True).close()
     (other,) = follow(monkeypatch, tmp_path / "a")[2]
     assert other[1]["run_id"] != first[1]["run_id"]
