@@ -59,7 +59,9 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
         help="Send the numbers to a tracker as well.  [default: none; a run that goes on: as it began]",
     )(function)
     function = click.option(
-        "--overwrite", is_flag=True, help="Replace another run in the same folder.  [default: refuse]"
+        "--overwrite",
+        is_flag=True,
+        help="Replace another run, or a finished one, in the same folder.  [default: refuse]",
     )(function)
     function = click.option(
         "--set",
