@@ -39,9 +39,9 @@ def init(asked: InitOptions) -> Path:
     if policy.latent:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
     recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
-    lengths: dict[str, Any] = {name: chosen.get(name) for name in ("max_prompt", "max_response")}
+    lengths: dict[str, Any] = {length: chosen.get(length) for length in ("max_prompt", "max_response")}
     like, _ = plan.train_settings(recipe, k=policy.card.k, **lengths)
-    rest = {name: value for name, value in chosen.items() if name not in lengths}
+    rest = {setting: value for setting, value in chosen.items() if setting not in lengths}
     settings, rows = schedule(
         recipe.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
         seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **rest,

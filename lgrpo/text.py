@@ -79,3 +79,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """One line a row, columns left-aligned and two spaces apart: a table for pipes and logs."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def whole_characters(text: str) -> str:
+    """The text with `?` for halves of surrogate pairs, which JSON and terminals can hold and no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -210,6 +210,8 @@ def test_tensorboard_shows_each_step_once_after_a_crash_and_settings_as_text(tmp
     reader.Reload()
     text = reader.Tensors("settings/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert text.splitlines() == ["    command  train", "    seed     1", "    lr       0.5", "    note     <b>\\x1b[2J"]
+    with start(folder) as run:
+        run.finish()  # one that was stopped would go on
     with start(folder, overwrite=True) as run, tracking(run, "tensorboard", said.append):
         take_steps(run, 1, 1)
     assert scalars(folder)["loss"] == [(1, 1.0)]

@@ -15,6 +15,7 @@ from lgrpo.policy import CARD, Card, Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import Unfolding, Word
 from lgrpo.rollout import Part, Request, Rollout
+from lgrpo.text import whole_characters
 from lgrpo.verify import boxed
 
 
@@ -41,7 +42,7 @@ def engine_settings(policy: Policy, max_response: int | None) -> TrainSettings:
 
 def question(text: str) -> Problem:
     """What somebody typed, as a problem without an answer: without the halves of characters no tokenizer takes."""
-    return Problem(text.encode("utf-8", "replace").decode("utf-8").strip(), "")
+    return Problem(whole_characters(text).strip(), "")
 
 
 @dataclass(frozen=True)

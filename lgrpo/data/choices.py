@@ -13,6 +13,7 @@ from numbers import Number
 from typing import Any
 
 from lgrpo.errors import UserError
+from lgrpo.text import whole_characters
 from lgrpo.verify.answers import chosen, tidy
 
 CORRECT, INCORRECT = "correct answer", "incorrect answer"
@@ -65,16 +66,11 @@ def _texts_and_labels(value: Any) -> tuple[list[Any], list[str]]:
 def _option(value: Any, name: str) -> str:
     if not isinstance(value, (str, Number)):
         raise UserError(f"`{name}` holds {type(value).__name__} where an option's text is needed")
-    return _clean(value)
-
-
-def _clean(value: Any) -> str:
-    """Its text without halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
-    return str(value).encode("utf-8", "replace").decode("utf-8").strip()
+    return whole_characters(str(value)).strip()
 
 
 def _place(answer: Any, options: list[str], labels: list[str], name: str) -> int:
-    text = _clean(answer)
+    text = whole_characters(str(answer)).strip()
     letter = chosen(tidy(text))  # of `(B)` and `B) 4`, too
     for label in (text.upper(), letter):
         if label in labels:

@@ -24,6 +24,7 @@ from typing import Any
 
 from lgrpo.data import choices
 from lgrpo.errors import UserError
+from lgrpo.text import whole_characters
 from lgrpo.verify.answers import boxed
 
 Row = tuple[str, Mapping[str, Any]]  # (place, fields)
@@ -72,7 +73,7 @@ def problem_answer_chain(row: Mapping[str, Any]) -> tuple[str, str, str | None]:
     # A `solution` may be the bare answer once more, which is no chain.
     chain = next((text for text in given if text and split_answer(text) != (answer, None)), within)
     if not chain and isinstance(fields.get("extra_info.answer"), str):
-        chain = split_answer(_clean(fields["extra_info.answer"]))[1]
+        chain = split_answer(whole_characters(fields["extra_info.answer"]).strip())[1]
     return problem, answer, chain or None
 
 
@@ -138,17 +139,12 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _clean(text: str) -> str:
-    """Without space around it, and without halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
-
-
 def _text(value: Any, name: str) -> str:
     """A value as text: 5, 5.0 and ["5"] are "5". Raises UserError for what has no plain text."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
-        return _clean(value)
+        return whole_characters(value).strip()
     if isinstance(value, (float, Decimal)) and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -161,7 +157,7 @@ def _problem(fields: Mapping[str, Any], name: str) -> str:
     """The problem in a field, without instructions around it; behind the story where a `question` has one beside it."""
     problem = _without_instructions(_problem_text(fields[name], name))
     if name == "question" and isinstance(fields.get("body"), str):
-        problem = f"{_clean(fields['body'])} {problem}".strip()
+        problem = f"{whole_characters(fields['body']).strip()} {problem}".strip()
     if not problem:
         raise UserError(f"the field `{name}` is empty; fill it or take the row out")
     return problem
