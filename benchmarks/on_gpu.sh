@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command of under eight minutes: the tests, then the benchmarks. Needs lgrpo installed with its
+# All that needs a GPU, in one command of some ten minutes: the tests, then the benchmarks. Needs lgrpo installed with its
 # `test` extra. What each prints is kept in the folder given, `gpu` where none is; one that fails does not stop the others.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ run() { # run NAME SECONDS COMMAND...
 nvidia-smi | tee "$out/machine.txt"
 run tests 100 python -m pytest -q -m gpu
 run rollouts 100 python benchmarks/rollouts.py --device cuda --shape llama-3.2-1b
-run step-low-1b 80 python benchmarks/rl_step.py --device cuda --shape llama-3.2-1b
-run step-high-7b 120 python benchmarks/rl_step.py --device cuda --shape qwen2.5-7b --groups 2 --response 1024 --cold --repeats 1
+run step-low-1b 150 python benchmarks/rl_step.py --device cuda --shape llama-3.2-1b
+run step-high-7b 200 python benchmarks/rl_step.py --device cuda --shape qwen2.5-7b --groups 2 --response 1024 --cold --repeats 1
 run logits-memory 60 python benchmarks/logits_memory.py --device cuda
 exit "$failed"

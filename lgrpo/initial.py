@@ -16,9 +16,9 @@ class Initial:
 
     def __init__(self, trained: Sequence[nn.Parameter], weights: Iterable[Tensor]):
         self.trained = trained
-        self.kept = [weight.detach().to("cpu", copy=True) for weight in weights]
-        if any(parameter.is_cuda for parameter in trained):
-            self.kept = [weight.pin_memory() for weight in self.kept]  # else a copy takes several times as long
+        pinned = any(parameter.is_cuda for parameter in trained)  # else a copy takes several times as long
+        self.kept = [_on_host(weight, pinned) for weight in weights]
+        self.spare = {weight.shape: torch.empty_like(weight, pin_memory=pinned) for weight in self.kept}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -31,7 +31,21 @@ class Initial:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for parameter, kept in zip(self.trained, self.kept, strict=True):
-            here = parameter.to("cpu", copy=True)  # not beside it: half an exchange could not be undone without memory
-            parameter.copy_(kept)
-            kept.copy_(here)
+        """Through a spare tensor of each shape on the host, not on the device: half an exchange could not be undone.
+
+        What a tensor waited in is the next one's spare, so nothing is copied within the host. The copies of a device
+        follow one another there, and the host waits for the last alone.
+        """
+        for number, parameter in enumerate(self.trained):
+            initial = self.kept[number]
+            today = self.spare[initial.shape]
+            today.copy_(parameter, non_blocking=True)
+            parameter.copy_(initial, non_blocking=True)
+            self.kept[number], self.spare[initial.shape] = today, initial
+        if any(parameter.is_cuda for parameter in self.trained):
+            torch.cuda.synchronize()
+
+
+def _on_host(weight: Tensor, pinned: bool) -> Tensor:
+    kept = torch.empty_like(weight, device="cpu", pin_memory=pinned, requires_grad=False)
+    return kept.copy_(weight.detach())

@@ -303,11 +303,42 @@ def test_graphs_outlive_a_call_of_another_shape(pace: Pace) -> None:
     assert (kept._state is state) is (pace is GRAPHED)
 
 
+def test_a_batch_after_the_held_out_problems_takes_as_many_steps_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers with a place for one row of each prompt would make a group's rows follow one another, and others wait."""
+    policy, steps = models.policy(), []
+    batch = [Request(prompt(9, seed=n), noise.row_key(0, n, g)) for n in range(4) for g in range(4)]
+    held_out = [Request(prompt(7 + n % 3, seed=9 + n), noise.row_key(1, n, 0), noise_scale=0.0) for n in range(40)]
+    step = Slots.step
+
+    def spy(self: Slots, *args: Any, **rest: Any) -> None:
+        steps.append(args)
+        step(self, *args, **rest)
+
+    monkeypatch.setattr(Slots, "step", spy)
+    counts = []
+    for before in ([], held_out):
+        used = engine(policy, slots=16)
+        used.pace = GRAPHED
+        monkeypatch.setattr(used, "_static", lambda state, *args: state.step(*args, whole=True))
+        used.generate(before)
+        steps.clear()
+        used.generate(batch)
+        counts.append(len(steps))
+    assert counts[1] == counts[0]
+
+
 @pytest.mark.parametrize(("longest", "rows", "serve"), [(9, 20, True), (10, 20, False), (9, 24, True), (9, 25, False)])
 def test_buffers_do_with_a_quarter_of_the_rows_and_no_fewer(longest: int, rows: int, serve: bool) -> None:
     """Three prompts of at most two rows at a time: six."""
     size = Size(slots=16, prompts=3, members=4, longest_prompt=9)
     assert size.copes(Size(slots=rows, prompts=rows, members=2, longest_prompt=longest)) is serve
+
+
+@pytest.mark.parametrize(("members", "serve"), [(4, True), (5, False)])
+def test_a_prompt_with_more_rows_than_places_keeps_back_what_comes_after_it(members: int, serve: bool) -> None:
+    """Four of sixteen rows at a time, whatever the places of the other prompts."""
+    size = Size(slots=16, prompts=16, members=4, longest_prompt=9)
+    assert size.copes(Size(slots=17, prompts=4, members=members, longest_prompt=9)) is serve
 
 
 def test_running_out_of_memory_late_does_not_make_the_next_batch_tiny(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="kills by 
 def told(script: str, *arguments: str) -> Any:
     """What a script beside this file prints at its end."""
     command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # there a run is the same to the bit, and a fork can go on
+    done = subprocess.run(command, capture_output=True, text=True, env=on_cpu)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -125,9 +125,9 @@ def weights_of(left: dict[str, Any]) -> list[torch.Tensor]:
 def test_training_twice_is_the_same_to_the_bit(
     command: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, states, metrics, events, plan and samples; with another seed, other weights."""
+    """Weights, states, metrics, events, plan and samples; with another seed, other weights. On a CPU (docs/runs.md)."""
     start = [model] if command == "train" else []
-    options = [command, *start, "--set", "limit=40", "--data", "arithmetic", "--out", "run"]
+    options = [command, *start, "--device", "cpu", "--set", "limit=40", "--data", "arithmetic", "--out", "run"]
     first = in_folder(tmp_path / "a", monkeypatch, *options, "--seed", "5")
     again = in_folder(tmp_path / "b", monkeypatch, *options, "--seed", "5")
     other = in_folder(tmp_path / "c", monkeypatch, *options, "--seed", "6")
@@ -250,7 +250,7 @@ def test_what_a_step_of_training_draws_depends_neither_on_slots_nor_on_micro_bat
     found = []
     for name, cut in (("a", ["slots=256", "micro_tokens=4096"]), ("b", ["slots=3", "micro_tokens=100"])):
         sets = [word for one in ["limit=40", *cut] for word in ("--set", one)]
-        options = ["train", model, "--data", "arithmetic", "--out", "run", "--steps", "1"]
+        options = ["train", model, "--device", "cpu", "--data", "arithmetic", "--out", "run", "--steps", "1"]
         found.append(in_folder(tmp_path / name, monkeypatch, *options, *sets)[1]["run/metrics.jsonl"][0])
     whole, parts = found
     for exact in ("reward", "signal", "groups", "drawn", "latent", "explicit", "invalid", "boxed"):

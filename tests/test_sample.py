@@ -393,8 +393,8 @@ def test_what_cannot_be_asked_is_refused(model: str, data: Path) -> None:
 def test_ctrl_c_stops_at_once_and_what_is_told_stays(
     model: str, data: Path, where: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The half line of an answer is ended, the rows before are there."""
-    options = ["--model", model, "--max-response", "24"]
+    """The half line of an answer is ended, the rows before are there. On a GPU positions come a few at a time."""
+    options = ["--model", model, "--max-response", "24", "--device", "cpu"]
     whole = done("sample", *where, *options)
     write, seen = io.TextIOWrapper.write, []
 

@@ -3,6 +3,7 @@
 Two runs come before a capture, for libraries choose kernels and allocate their workspaces then.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,9 @@ class Graphs:
             side.wait_stream(stream)
             with torch.cuda.stream(side):
                 self.step(rows, width, chains)
-                torch.cuda.set_sync_debug_mode("error")  # a step that waits for the device is refused here: a
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # that it is a prototype
+                    torch.cuda.set_sync_debug_mode("error")  # a step that waits for the device is refused here: a
                 self.step(rows, width, chains)  # capture that fails leaves more behind
             stream.wait_stream(side)
             graph = torch.cuda.CUDAGraph()

@@ -41,8 +41,11 @@ class Size:
         )
 
     def copes(self, other: "Size") -> bool:
-        """Whether they at least do, with a quarter of the rows at a time or more."""
-        at_once = min(self.slots, self.prompts * min(self.members, other.members))
+        """Whether they at least do, with a quarter of the rows at a time or more.
+
+        Rows come prompt by prompt, and one whose prompt has no place left keeps back all that come after it.
+        """
+        at_once = self.members if self.members < other.members else min(self.slots, self.prompts * other.members)
         return 4 * at_once >= other.slots and self.longest_prompt >= other.longest_prompt
 
 

@@ -189,7 +189,7 @@ class Policy:
             attention_mask=mask,
             position_ids=positions,
             use_cache=cache is not None,
-            **{self._cache_argument: cache},
+            **({} if cache is None else {self._cache_argument: cache}),
             **({"slot_cache": cache} if isinstance(cache, SlotCache) and cache.shared else {}),
         )
         return output.last_hidden_state
