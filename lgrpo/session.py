@@ -17,10 +17,11 @@ from lgrpo.errors import UserError, first_line
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import CARD, Policy
+from lgrpo.policy import files as model_files
 from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request, Rollout
 from lgrpo.runs import checkpoints
-from lgrpo.runs.contents import content_hash
+from lgrpo.runs.contents import content_hash, file_hashes, short_hash
 from lgrpo.superposition import weights_of
 from lgrpo.text import clean
 from lgrpo.verify.answers import boxed, tidy
@@ -71,9 +72,15 @@ def find(source: str | None, say: Callable[[str], None] = on_stderr) -> str:
     return str(tiny.MODEL) if source is None or is_tiny(source) else checkpoints.resolve_checkpoint(source, say)
 
 
-def model_hash(policy: Policy, model: str) -> Any:
-    """What stands for the content of a model that `find` found: a hash of its files; of a hub's, name and commit."""
-    return content_hash(Path(model)) if Path(model).is_dir() else [model, policy.model.config._commit_hash]
+def model_hash(policy: Policy, model: str) -> str:
+    """Of the files that decide what a model answers, which `find` found; a hub's commits often change other ones."""
+    if Path(model).is_dir():
+        return content_hash(Path(model))
+    folder, names = model_files.fetched(model, policy.tokenizer)
+    try:
+        return short_hash(file_hashes(folder, names))
+    except OSError as error:
+        raise UserError(f"{model}: cannot be read from the hub's cache ({error.strerror or error})") from error
 
 
 def load(source: str | None, device: str, found: str | None = None) -> Policy:

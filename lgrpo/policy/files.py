@@ -15,6 +15,10 @@ from lgrpo.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+_BESIDE = (  # what is read with every model, besides weights and vocabulary
+    CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "lgrpo.json",
+)  # fmt: skip
 SMALLEST = 0.5  # bytes of a weight in a file: four bits
 BUFFERS = 1 << 28  # numbers that a model may keep beside its weights and its files need not hold, such as masks
 
@@ -105,6 +109,18 @@ def _tensors(path: Path) -> int:
     except (SafetensorError, OSError, ValueError) as error:
         why = str(error).split("\n")[0][:120]
         raise UserError(f"{path}: not a whole safetensors file ({why}); copy or fetch it again") from error
+
+
+def fetched(name: str, tokenizer: Any) -> tuple[Path, list[str]]:
+    """(the folder of a loaded hub model in the cache, its files that were read): others may come to lie beside them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, CONFIG)
+    if not isinstance(config, str):
+        raise UserError(f"{name}: is no longer in the hub's cache; run the same command again")
+    folder = Path(config).parent
+    names = {*_BESIDE, *tokenizer.vocab_files_names.values(), *(path.name for path in _weights(folder))}
+    return folder, sorted(name for name in names if (folder / name).is_file())
 
 
 def found(source: str | Path, name: str) -> Path | None:
