@@ -16,7 +16,7 @@ from lgrpo.engine import Engine
 from lgrpo.errors import UserError, first_line
 from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.plan import Setting, TrainSettings
-from lgrpo.policy import CARD, Policy
+from lgrpo.policy import CARD, Policy, card, trained_on
 from lgrpo.policy import files as model_files
 from lgrpo.problems import Problem, hold_out
 from lgrpo.rollout import LATENT, Request, Rollout
@@ -91,6 +91,11 @@ def load(source: str | None, device: str, found: str | None = None) -> Policy:
     _quieten()
     policy = Policy.load(found or find(source), device)
     policy.name = source or TINY
+    if not policy.knows_trained_on:
+        on_stderr(
+            f"whether {source} was trained on the problems it is given is not known: its {trained_on.FILE} was never "
+            f"fetched; `hf download {source}` fetches it where there is a network"
+        )
     if is_tiny(source):
         policy.card = replace(policy.card, data=ARITHMETIC)
     return policy
@@ -179,9 +184,14 @@ def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Prob
     `lgrpo.json` says so; a checkpoint without one is tried. It does when at least half of a few noise-free chains end
     by themselves, a boxed answer follows, and half of their steps are mixtures. An explicit model walks its own chain
     in superpositions, too, but each is nearly a single token: measured, 0.91 to 0.95 of its steps against 0.06 to 0.17.
+
+    Raises UserError where it turns out to have one and `lgrpo.json` may lie on the hub unread: it says how to ask.
     """
-    if policy.latent or source is None or (Path(source) / CARD).is_file():
+    if policy.latent or source is None:
         return policy.latent
+    path, certain = model_files.look_for(source, CARD)
+    if path is not None:
+        return False
     prompts = [(one, tuple(policy.prompt_ids(one.problem, latent=True))) for one in problems[: 4 * PROBED]]
     requests = [
         Request(ids, noise.row_key(0, one.key, 0), True, 0.0) for one, ids in prompts if len(ids) <= settings.max_prompt
@@ -195,7 +205,10 @@ def has_latent_chain(policy: Policy, source: str | None, problems: Sequence[Prob
         return False  # an explicit model is known by its first steps
     rollouts = walk(settings.max_response)
     walked = [r for r in rollouts if r.valid and boxed(policy.decode(r.hard_tokens)) is not None]
-    return 2 * len(walked) >= len(rollouts) and _mixes(walked, settings.tau)
+    latent = 2 * len(walked) >= len(rollouts) and _mixes(walked, settings.tau)
+    if latent and not certain:
+        raise card.never_fetched(source)
+    return latent
 
 
 def _mixes(rollouts: Sequence[Rollout], tau: float) -> bool:

@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lgrpo.errors import UserError
 from lgrpo.policy import files
 
 CARD = "lgrpo.json"
+MARK = "lgrpo"  # entry of config.json, the mode: whoever has the configuration knows that there is a card
 _WHOLE, _ANY = (int,), (int, float)
 _ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and most of what a card may hold
     "max_response": (_WHOLE, 1, 1 << 30),
@@ -30,13 +32,19 @@ class Card:
     rollout: dict[str, float] = field(default_factory=dict)  # settings it was trained to answer under, by their names
 
 
-def read_card(source: str | Path) -> Card:
-    """`lgrpo.json` of a folder or a hub repository; an explicit model without a recipe where there is none."""
-    path = Path(source) / CARD
+def read_card(source: str | Path, mark: Any = None) -> Card:
+    """`lgrpo.json` of a folder or a hub repository; an explicit model without a recipe where there is none.
+
+    mark: of its configuration, None where it has none. Raises UserError where a card must be there and was not fetched.
+    """
+    path, certain = Path(source) / CARD, True
     if not Path(source).exists():
-        path = files.found(source, CARD) or path
+        fetched, certain = files.look_for(source, CARD)
+        path = fetched or path
     if not path.exists():
-        return Card("explicit")
+        if mark is None or certain:
+            return Card("explicit")
+        raise never_fetched(source)
     try:
         card = Card(**json.loads(path.read_bytes()))
     except OSError as error:
@@ -56,3 +64,11 @@ def read_card(source: str | Path) -> Card:
             kind = "a number" if float in kinds else "a whole number"
             raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
     return card
+
+
+def never_fetched(source: str | Path) -> UserError:
+    """Of a checkpoint that would be asked in another way than it was trained."""
+    return UserError(
+        f"{source}: its {CARD}, which says how it is to be asked, was never fetched, and the hub cannot be asked now; "
+        f"`hf download {source} --local-dir FOLDER` where there is a network, and name that folder"
+    )

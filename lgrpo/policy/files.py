@@ -124,13 +124,26 @@ def fetched(name: str, tokenizer: Any) -> tuple[Path, list[str]]:
 
 
 def found(source: str | Path, name: str) -> Path | None:
-    """A file of a folder or a hub name, fetched or from the cache; None where there is none."""
+    """A file of a folder or a hub name, fetched or from the cache; None where none can be had."""
+    return look_for(source, name)[0]
+
+
+def look_for(source: str | Path, name: str) -> tuple[Path | None, bool]:
+    """(what `found` finds, whether that is certain): a hub that cannot be asked may have what its cache does not know.
+
+    The cache keeps what was fetched, and a mark for what was asked for and was not there.
+    """
     if Path(source).is_dir():
         path = Path(source) / name
-        return path if path.is_file() else None
-    from transformers.utils import cached_file
+        return (path if path.is_file() else None), True
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    fetched = cached_file(
-        str(source), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False
-    )
-    return Path(fetched) if fetched else None
+    try:
+        return Path(hf_hub_download(str(source), name)), True
+    except LocalEntryNotFoundError:
+        return None, try_to_load_from_cache(str(source), name) is _CACHED_NO_EXIST
+    except EntryNotFoundError:
+        return None, True
+    except HfHubHTTPError:  # not given to everybody, or no such repository: whoever reads its configuration says so
+        return None, False

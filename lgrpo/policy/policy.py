@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lgrpo.errors import UserError, first_line
 from lgrpo.policy import attention, files, products, trained_on
 from lgrpo.policy.cache import SlotCache
-from lgrpo.policy.card import CARD, Card, read_card
+from lgrpo.policy.card import CARD, MARK, Card, read_card
 from lgrpo.policy.lean import LeanDecoder
 from lgrpo.policy.masks import additive_masks
 from lgrpo.policy.prompt import BEGIN, PLAIN_TEMPLATE, end_of_sequence, marker_ids, prompt_text
@@ -32,6 +32,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, card: Card, name: str):
         self.model, self.tokenizer, self.card, self.name = model, tokenizer, card, name
         self.trained_on = trained_on.nothing()  # int64 [M]: hashes of problems
+        self.knows_trained_on = True  # false: the hub may have more of them, and was never asked
         self._pieces: dict[int, str] = {}
         if tokenizer.chat_template is None:
             tokenizer.chat_template = PLAIN_TEMPLATE
@@ -79,7 +80,7 @@ class Policy:
             raise
         except Exception as error:  # each file format fails in its own way
             raise UserError(f"{source}: cannot be loaded as a causal language model ({first_line(error)})") from error
-        card = read_card(source)
+        card = read_card(source, mark := getattr(model.config, MARK, None))
         if broken := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
             raise UserError(
                 f"{source}: {len(broken)} tensors are missing or have another shape, {broken[0]} the first; "
@@ -102,7 +103,9 @@ class Policy:
             raise UserError(
                 f"{source}: {CARD} mixes k = {str(card.k)[:20]} tokens where the model has {tokens}; lower k"
             )
-        policy.trained_on = trained_on.read(source)
+        policy.trained_on, certain = trained_on.read(source)
+        ours = mark is not None or card != Card("explicit")  # a plain model has no such file
+        policy.knows_trained_on = certain or not ours
         policy.check_weights()
         policy.check_head()
         return policy
@@ -110,13 +113,15 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write model, tokenizer, chat template and `lgrpo.json` into an existing folder, and read the weights back.
 
-        Raises OSError where a tensor on disk is not, bit for bit, the one in memory.
+        config.json says that there is a `lgrpo.json`. Raises OSError where a tensor on disk is not, bit for bit, the
+        one in memory.
         """
         self.model.generation_config.pad_token_id = self.pad_id
         self.model.generation_config.eos_token_id = list(self.eos_ids)
         for knob in ("temperature", "top_p", "top_k"):  # sampling knobs beside do_sample=False refuse to save
             if not self.model.generation_config.do_sample:
                 setattr(self.model.generation_config, knob, None)
+        setattr(self.model.config, MARK, self.card.mode)
         self.model.save_pretrained(folder)
         compare(sorted(folder.glob("model*.safetensors")), self.model.state_dict())
         self.tokenizer.save_pretrained(folder)

@@ -46,14 +46,17 @@ def write(folder: Path, known: Tensor) -> None:
         save_file({_NAME: known}, folder / FILE)
 
 
-def read(source: str | Path) -> Tensor:
-    """int64 [M] of a folder or a hub name; nothing where it does not say. Raises UserError where it is damaged."""
+def read(source: str | Path) -> tuple[Tensor, bool]:
+    """(int64 [M] of a folder or a hub name, nothing where it does not say; whether that is certain).
+
+    Raises UserError where it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = files.found(source, FILE)
+    path, certain = files.look_for(source, FILE)
     if path is None:
-        return nothing()
+        return nothing(), certain
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -61,7 +64,7 @@ def read(source: str | Path) -> Tensor:
     known = tensors.get(_NAME)
     if known is None or known.dtype != torch.int64 or known.dim() != 1:
         raise _damaged(path)
-    return known
+    return known, True
 
 
 def _damaged(path: Path) -> UserError:
