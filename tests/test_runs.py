@@ -191,6 +191,26 @@ def test_resumed_metrics_have_no_step_twice_and_no_torn_line(tmp_path):
     assert lines(path) == [{"step": s, "loss": loss} for s, loss in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0))]
 
 
+def test_a_damaged_line_of_the_metrics_costs_no_other(tmp_path):
+    with start(tmp_path / "a") as run:
+        for step in range(1, 6):
+            run.log(step, loss=step / 10)
+    path = tmp_path / "a/metrics.jsonl"
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    bad = [b"\x00" * 30 + b"\n", b"\n", b'{"step": "3"}\n', b"[2]\n", second[:9] + b"\n", b'{"step": 2, "x": \xff}\n']
+    path.write_bytes(b"".join([bad[0], first, *bad, second, *rest]))
+    with Run.open(tmp_path / "a") as run:
+        run.rewind(4)
+        run.log(5, loss=9.0)
+    assert lines(path) == [{"step": s, "loss": loss} for s, loss in ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4), (5, 9.0))]
+    assert sorted(item.name for item in (tmp_path / "a").iterdir()) == [
+        "events.jsonl",
+        "lock",
+        "metrics.jsonl",
+        "run.json",
+    ]
+
+
 def test_metrics_are_strict_json_and_written_at_once(tmp_path):
     class Scalar:
         def item(self):

@@ -39,6 +39,7 @@ from lgrpo.runs.durable import (
     sync,
     to_json,
     whole_lines,
+    write_bytes,
     write_json,
 )
 from lgrpo.runs.guard import refuse, refuse_links, unfinished, writing
@@ -167,18 +168,16 @@ class Run:
         self._tell("metrics", {"step": step, **numbers})
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`: call it on resuming from there, before the first `log`."""
+        """Drop the metrics after `step`, and lines that are none: on resuming from there, before the first `log`."""
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        with writing(self.folder), path.open("r+b") as file:
-            end = 0
-            for line in file:
-                entry = from_json(line)
-                if not entry or type(entry.get("step")) is not int or entry["step"] > step:
-                    break
-                end += len(line)
-            file.truncate(end)
+        with writing(self.folder):
+            lines = path.read_bytes().splitlines(keepends=True)
+            steps = [(from_json(line) or {}).get("step") for line in lines]
+            kept = [line for line, at in zip(lines, steps, strict=True) if type(at) is int and at <= step]
+            if len(kept) < len(lines):
+                write_bytes(path, b"".join(kept))
 
     def event(self, kind: str, **detail: Any) -> None:
         """Add one line to events.jsonl: what happened, when."""
