@@ -14,7 +14,8 @@ from lgrpo.errors import UserError
 from lgrpo.superposition import LatentSettings
 
 RECIPES = ("tiny", "low", "high")
-ROLLOUT = ("max_response", "tau", "noise_scale", "temperature", "top_p", "top_k")  # see TrainSettings.rollout
+# See TrainSettings.rollout. one_sided is none of them: it moves all scores of a step alike, and no rollout.
+ROLLOUT = ("max_response", "tau", "noise_scale", "noise_top_p", "temperature", "top_p", "top_k")
 
 
 class Setting(NamedTuple):

@@ -16,6 +16,7 @@ _ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least a
     "top_k": (_WHOLE, 1, 1 << 30),
     "tau": (_ANY, 1e-6, 1e6),
     "noise_scale": (_ANY, 0, 1e6),
+    "noise_top_p": (_ANY, 1e-6, 1),
     "temperature": (_ANY, 0, 1e6),
     "top_p": (_ANY, 1e-6, 1),
 }
