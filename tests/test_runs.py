@@ -121,6 +121,28 @@ def test_files_that_are_no_run_are_never_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_path_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("models")
+    first = {"checkpoint": "models/mine", "data": "gone/rows.jsonl"}
+    with start(tmp_path / "a", identity=first):
+        pass
+    ways = ("models/mine/", "./models/mine", "models//x/../mine", str(tmp_path / "models/mine"), "link/mine")
+    for way in ways:
+        with start(tmp_path / "a", identity={"checkpoint": way, "data": f"{tmp_path}/gone/rows.jsonl"}) as run:
+            assert run.resumed, way
+            assert run.record["identity"] == first
+    with refused(r"checkpoint models/mine, now models/other"):
+        start(tmp_path / "a", identity={**first, "checkpoint": "models/other"})
+    with refused(r"checkpoint models/mine, now \x00"):
+        start(tmp_path / "a", identity={**first, "checkpoint": "\x00"})
+    with start(tmp_path / "b", identity={"recipe": "tiny"}):
+        pass
+    with refused(r"recipe tiny, now ./tiny"):
+        start(tmp_path / "b", identity={"recipe": "./tiny"})
+
+
 def test_overwrite_does_not_delete_the_checkpoint_it_starts_from(tmp_path):
     with start(tmp_path / "a") as run:
         source = run.save("step-1", write_model)

@@ -14,6 +14,7 @@ from lgrpo.errors import UserError
 from lgrpo.runs.durable import read_json
 
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
+_PATHS = {"base", "checkpoint", "data"}  # parts of an identity that may be paths; hashes say what is there
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _ELSEWHERE = {
     errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -48,7 +49,7 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
     before = {"command": record.get("command"), **known}
     after = {"command": command, **identity}
     for name in [*after, *before]:
-        if before.get(name) != after.get(name):
+        if not _same(name, before.get(name), after.get(name)):
             raise UserError(
                 f"{folder} holds another run ({name[:60]} {_short(before.get(name))}, now {_short(after.get(name))}); "
                 "choose another --out, or add --overwrite to replace it"
@@ -79,6 +80,20 @@ def _readable(path: Path) -> None:
         path.open("rb").close()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); choose another --out") from error
+
+
+def _same(name: str, before: Any, after: Any) -> bool:
+    """Whether a part of two identities is equal; a path is, however it was written."""
+    paths = name in _PATHS and isinstance(before, str) and isinstance(after, str)
+    return before == after or (paths and same_place(before, after))
+
+
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths, of something that need not be there any more, lead to the same place from here."""
+    try:
+        return len({os.path.realpath(os.path.expanduser(path)) for path in (one, other)}) == 1
+    except (OSError, ValueError):  # what no file can be called
+        return False
 
 
 def _short(value: Any) -> str:
