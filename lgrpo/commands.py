@@ -16,7 +16,7 @@ from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
 from lgrpo.options import InitOptions, Options, TrainOptions, recorded
-from lgrpo.overrides import read_overrides
+from lgrpo.overrides import joined, read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy, trained_on
 from lgrpo.problems import Problem, copies
@@ -44,7 +44,7 @@ def init(asked: InitOptions) -> Path:
     rest = {setting: value for setting, value in chosen.items() if setting not in lengths}
     settings, rows = schedule(
         recipe.value, max_prompt=like.max_prompt, max_response=like.max_response, device=where.value,
-        seed=asked.seed, steps=asked.steps, walk_lr=asked.lr, **rest,
+        seed=asked.seed or 0, steps=asked.steps, walk_lr=asked.lr, **rest,
     )  # fmt: skip
     if settings.k > (tokens := len(policy.tokenizer)):
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
@@ -54,9 +54,9 @@ def init(asked: InitOptions) -> Path:
     problems, without_chain = need_chain(problems)
     problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, latent=True)
-    _, held_out, rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    _, held_out, rows = session.set_aside(problems, settings.held_out, settings.seed, rows)
     # What `train` will hold out, these among them, is not learnt here: its scores would be of known problems.
-    train_set, _, _ = session.set_aside(problems, max(settings.held_out, like.held_out), asked.seed, rows)
+    train_set, _, _ = session.set_aside(problems, max(settings.held_out, like.held_out), settings.seed, rows)
     check_examples(policy, train_set, settings)
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]
@@ -117,8 +117,9 @@ def train(asked: TrainOptions) -> Path:
 
 def _continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:
     """Options of a run of `train`, with what was given now on top."""
-    given = {name: value for name, value in asdict(asked).items() if value not in (None, (), False)}
-    merged = replace(began, **{**given, "checkpoint": began.checkpoint, "out": folder})
+    given = {name: value for name, value in asdict(asked).items() if value not in (None, ()) and value is not False}
+    given |= {"checkpoint": began.checkpoint, "out": folder, "overrides": joined(began.overrides, asked.overrides)}
+    merged = replace(began, **given)
     record = read_json(folder / "run.json") or {}
     try:
         done = int(record["settings"]["steps"]["value"])
@@ -141,7 +142,7 @@ def _train(asked: TrainOptions) -> Path:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
     recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
     settings, rows = plan.train_settings(
-        recipe, k=policy.card.k, seed=asked.seed, explicit=asked.explicit,
+        recipe, k=policy.card.k, seed=asked.seed or 0, explicit=asked.explicit,
         without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **chosen,
     )  # fmt: skip
     settings, rows = context.settle(policy, settings, rows, chosen)
@@ -154,7 +155,7 @@ def _train(asked: TrainOptions) -> Path:
         return _train(replace(asked, checkpoint=str(base)))
     problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
-    train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, asked.seed, rows)
+    train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, settings.seed, rows)
     kind = "explicit-grpo" if asked.explicit else "grpo"
     out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     need = disk.train_bytes(policy)

@@ -22,7 +22,7 @@ class Options:
     steps: int | None = None
     lr: float | None = None
     overwrite: bool = False
-    seed: int = 0
+    seed: int | None = None  # 0, or as the run began
     device: str | None = None
     log_to: str | None = None
 

@@ -30,6 +30,11 @@ def read_overrides(pairs: Sequence[str], settings: type, without: Sequence[str] 
     return values
 
 
+def joined(before: Sequence[str], now: Sequence[str]) -> tuple[str, ...]:
+    """Pairs given earlier and those given now, each name once: the last word counts."""
+    return tuple({pair.partition("=")[0].strip(): pair for pair in (*before, *now)}.values())
+
+
 def _value(name: str, text: str, kind: Any) -> Any:
     if kind is bool:
         if text.lower() not in _WORDS:

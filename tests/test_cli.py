@@ -252,6 +252,25 @@ def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
     assert "has finished its 4 steps" in lgrpo("train").stderr
 
 
+def test_what_is_said_to_a_run_that_goes_on_adds_to_what_it_began_with(
+    latent: str, ctrl_c: list[int], mixed_rewards: None
+) -> None:
+    """A --set does not undo the others, and a seed of 0 is a seed."""
+    ctrl_c.append(1)
+    assert lgrpo("train", latent, "--seed", "2", "--set", "limit=40", "--set", "eval_every=5").exit_code == 130
+    before = listing()
+    refused = lgrpo("train", "runs/latent-grpo", "--seed", "0")
+    assert "holds another run (seed 2, now 0)" in refused.stderr
+    assert listing() == before
+    ctrl_c.append(2)
+    assert lgrpo("train", "runs/latent-grpo", "--set", "slots=5", "--set", " eval_every = 3").exit_code == 130
+    assert record_of("runs/latent-grpo")["options"]["overrides"] == ["limit=40", " eval_every = 3", "slots=5"]
+    settings = {name: one["value"] for name, one in record_of("runs/latent-grpo")["settings"].items()}
+    assert [settings[name] for name in ("limit", "eval_every", "slots", "seed")] == [40, 3, 5, 2]
+    done("train")
+    assert record_of("runs/latent-grpo")["identity"]["seed"] == 2
+
+
 def test_a_prolonged_run_that_is_stopped_is_not_called_finished(
     latent: str, ctrl_c: list[int], mixed_rewards: None
 ) -> None:
