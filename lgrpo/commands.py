@@ -15,27 +15,30 @@ from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
-from lgrpo.options import InitOptions, Options, TrainOptions, recorded
-from lgrpo.overrides import joined, read_overrides
+from lgrpo.options import InitOptions, Options, TrainOptions, continued, recorded
+from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy, trained_on
 from lgrpo.problems import Problem, copies
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
+from lgrpo.runs.guard import unfinished
 from lgrpo.screen import Show
+from lgrpo.starting import Start, start_of
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 
 
-def init(asked: InitOptions) -> Path:
-    """Latent-SFT of a base model; returns the run folder."""
+def init(asked: InitOptions, anew: bool = False) -> Path:
+    """Latent-SFT of a base model; returns the run folder. anew: not the run that is there, which it may replace."""
     chosen = read_overrides(asked.overrides, Schedule)
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
-    found = session.find(asked.base)
-    policy = session.load(asked.base, where.value, found)
     name = asked.base or session.TINY
+    out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
+    start = start_of("init", asked.base, out, anew)
+    policy = session.load(asked.base, where.value, start.model)
     if policy.latent:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
     recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
@@ -58,13 +61,14 @@ def init(asked: InitOptions) -> Path:
     # What `train` will hold out, these among them, is not learnt here: its scores would be of known problems.
     train_set, _, _ = session.set_aside(problems, max(settings.held_out, like.held_out), settings.seed, rows)
     check_examples(policy, train_set, settings)
-    out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
     rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]
     settled = _plan(recipe, where, policy, source, train_set, held_out, rows)
     same = session.identity(
-        settings, base=name, base_hash=session.model_hash(policy, found), data=source,
-        data_hash=session.data_hash(problems),
+        settings, base=start.name, base_hash=start.hash(policy), data=source, data_hash=session.data_hash(problems)
     )  # fmt: skip
+    if start.moved and asked.overwrite and not unfinished(out, "init", same):
+        del policy
+        return init(asked, anew=True)
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(asked)}
     with (
         Verifier() as grader,
@@ -78,7 +82,7 @@ def init(asked: InitOptions) -> Path:
             return out
         policy.card = replace(policy.card, data=source, rollout={"max_response": settings.max_response})
         policy.trained_on = trained_on.joined(policy.trained_on, train_set)
-        _say_damaged(show, run)
+        _say_where(show, run, start)
         show.plan(settled)
         _say_copies(show, problems)
         _say_left_out(show, without_chain, "have no chain of thought")
@@ -108,36 +112,23 @@ def train(asked: TrainOptions) -> Path:
     folder = Path(asked.checkpoint)
     began = recorded(folder)
     if isinstance(began, TrainOptions) and asked.out is None:
-        asked = _continued(folder, began, asked)
+        asked = continued(folder, began, asked)
     elif isinstance(began, InitOptions) and not (read_json(folder / "run.json") or {}).get("finished"):
         session.on_stderr(f"{folder} is not finished: going on with `lgrpo init` first")
         init(replace(began, out=folder, device=asked.device or began.device))
     return _train(asked)
 
 
-def _continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:
-    """Options of a run of `train`, with what was given now on top."""
-    given = {name: value for name, value in asdict(asked).items() if value not in (None, ()) and value is not False}
-    given |= {"checkpoint": began.checkpoint, "out": folder, "overrides": joined(began.overrides, asked.overrides)}
-    merged = replace(began, **given)
-    record = read_json(folder / "run.json") or {}
-    try:
-        done = int(record["settings"]["steps"]["value"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged (settings); begin the run again with --overwrite") from error
-    if record.get("finished") and (merged.steps or 0) <= done and not merged.overwrite:
-        raise UserError(f"{folder} has finished its {done} steps; `lgrpo eval` scores it, --steps N trains on")
-    return merged
-
-
-def _train(asked: TrainOptions) -> Path:
+def _train(asked: TrainOptions, anew: bool = False) -> Path:
+    """anew: not the run that is there, which it may replace."""
     chosen = read_overrides(asked.overrides, TrainSettings, without=["k"])
     trackers.check(asked.log_to)
     where = session.pick_device(asked.device)
-    found = session.find(asked.checkpoint)
-    source = found if asked.checkpoint else None
-    policy = session.load(source, where.value, found)
     name = asked.checkpoint or session.TINY
+    out = asked.out or checkpoints.run_folder(session.RUNS, name, "explicit-grpo" if asked.explicit else "grpo")
+    start = start_of("train", asked.checkpoint, out, anew)
+    source = start.name if asked.checkpoint else None
+    policy = session.load(source, where.value, start.model)
     if asked.explicit and policy.latent:
         raise UserError(f"{name} has a latent chain; --explicit needs a model that writes its chain")
     recipe = plan.choose_recipe(policy.card.recipe, asked.recipe, policy.parameters)
@@ -147,8 +138,10 @@ def _train(asked: TrainOptions) -> Path:
     )  # fmt: skip
     settings, rows = context.settle(policy, settings, rows, chosen)
     settings, rows = memory.settle(policy, settings, rows, chosen)
+    if start.gone and settings.kl:
+        raise UserError(f"{start.name}, which {out} began from, is gone, and kl compares with its weights; put it back")
     problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
-    if not asked.explicit and not session.has_latent_chain(policy, source, problems, settings):
+    if not asked.explicit and not session.has_latent_chain(policy, source and start.model, problems, settings):
         session.on_stderr(f"{name} has no latent chain yet: running `lgrpo init` first")
         del policy  # `init` loads its own, and a GPU may not hold two beside the optimizer
         base = init(_init_first(asked))
@@ -156,16 +149,16 @@ def _train(asked: TrainOptions) -> Path:
     problems, unchecked = session.checkable(problems)
     problems, too_long = session.fitting(policy, problems, settings.max_prompt, not asked.explicit)
     train_set, held_out, plan_rows = session.set_aside(problems, settings.held_out, settings.seed, rows)
-    kind = "explicit-grpo" if asked.explicit else "grpo"
-    out = asked.out or checkpoints.run_folder(session.RUNS, name, kind)
     need = disk.train_bytes(policy)
     plan_rows = [*plan_rows, train_time(policy, settings, train_set), disk.check_room(out, need)]
     settled = _plan(recipe, where, policy, data, train_set, held_out, plan_rows)
-    data_hash = session.data_hash(problems)
     same = session.identity(
-        settings, checkpoint=source or session.TINY, checkpoint_hash=session.model_hash(policy, found), data=data,
-        data_hash=data_hash,
+        settings, checkpoint=start.name, checkpoint_hash=start.hash(policy), data=data,
+        data_hash=session.data_hash(problems),
     )  # fmt: skip
+    if start.moved and asked.overwrite and not unfinished(out, "train", same):
+        del policy
+        return _train(asked, anew=True)
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(replace(asked, checkpoint=source))}
     with (
         Verifier() as grader,
@@ -174,7 +167,9 @@ def _train(asked: TrainOptions) -> Path:
         trackers.tracking(run, asked.log_to, show.say),
     ):
         initial = None
-        _say_damaged(show, run)
+        _say_where(show, run, start)
+        if start.gone and run.latest() is None:
+            raise UserError(f"{start.name}, which {out} began from, is gone, and no other is undamaged; put it back")
         if run.resumed and (latest := run.latest()):
             initial = policy if settings.kl else None
             policy.model.to("cpu")  # a device need not hold two models
@@ -232,7 +227,9 @@ def _plan(
     return [recipe, device, dtype, data, *(row for row in rows if row.name != "recipe")]
 
 
-def _say_damaged(show: Show, run: Run) -> None:
+def _say_where(show: Show, run: Run, start: Start) -> None:
+    if start.moved:
+        show.say(start.moved)
     for what in run.damaged:
         show.warn(f"{what}; the run goes on from the one before it")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from lgrpo.errors import UserError
+from lgrpo.overrides import joined
 from lgrpo.runs.durable import read_json
 
 
@@ -59,6 +60,21 @@ def recorded(folder: Path) -> InitOptions | TrainOptions | None:
         if name not in declared or not _is_a(value, declared[name]):
             raise damaged
     return kinds[command](**options)
+
+
+def continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:
+    """Options of a run of `train`, with what was given now on top."""
+    given = {name: value for name, value in asdict(asked).items() if value not in (None, ()) and value is not False}
+    given |= {"checkpoint": began.checkpoint, "out": folder, "overrides": joined(began.overrides, asked.overrides)}
+    merged = replace(began, **given)
+    record = read_json(folder / "run.json") or {}
+    try:
+        done = int(record["settings"]["steps"]["value"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged (settings); begin the run again with --overwrite") from error
+    if record.get("finished") and (merged.steps or 0) <= done and not merged.overwrite:
+        raise UserError(f"{folder} has finished its {done} steps; `lgrpo eval` scores it, --steps N trains on")
+    return merged
 
 
 def _is_a(value: Any, kind: Any) -> bool:

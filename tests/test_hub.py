@@ -175,3 +175,7 @@ def test_a_run_from_the_hub_goes_on_after_a_commit_that_changed_no_file(cache: P
     (cache / "snapshots" / COMMIT).rename(cache / "snapshots" / ("b" * 40))
     (cache / "refs/main").write_text("b" * 40)
     assert "going on with run from step-000001" in done(*command, "2").stderr
+    shutil.rmtree(cache)
+    ended = done(*command, "3").stderr
+    assert f"{NAME}, which run began from, is gone, and is not needed to go on" in ended
+    assert "going on with run from step-000002" in ended

@@ -1,0 +1,89 @@
+"""Where a run of `init` or `train` starts from, and what becomes of that while it is under way.
+
+A run keeps to the checkpoint it began from: the run that checkpoint lies in may have a better one by now, or have
+removed this one. Without it `train` goes on from its own last checkpoint, unless something needs the first weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lgrpo import session
+from lgrpo.errors import UserError
+from lgrpo.policy import Policy, files
+from lgrpo.runs import checkpoints
+from lgrpo.runs.durable import read_json
+from lgrpo.runs.guard import same_place
+
+_NAMES = {"init": "base", "train": "checkpoint"}  # of a start in a run's identity; its hash is there, too
+
+
+class Start(NamedTuple):
+    """What a run starts from."""
+
+    name: str  # a folder or a hub name; `tiny` is the embedded model
+    model: str  # the folder or hub name that is loaded: a checkpoint of the run itself, where the start is gone
+    gone: Any = None  # the hash of a start that is no longer there
+    moved: str = ""  # for people, where the run in the folder began from something else than the same words mean now
+
+    def hash(self, policy: Policy) -> Any:
+        """Of the start's content; `policy` is `model`, loaded."""
+        return self.gone or session.model_hash(policy, self.model)
+
+
+def start_of(command: str, asked: str | None, out: Path, anew: bool = False) -> Start:
+    """What `asked` means where the run of `command` is in `out`, or will be. Raises UserError where there is no such.
+
+    anew: it will be another run than the one that may be there.
+    """
+    if session.is_tiny(asked) or asked is None:
+        return Start(session.TINY, session.find(None))
+    record = {} if anew else read_json(out / "run.json") or {}
+    known = record.get("identity") if record.get("command") == command else None
+    name, content = (known.get(_NAMES[command] + end) if isinstance(known, dict) else None for end in ("", "_hash"))
+    if not isinstance(name, str) or not content or not (_means(asked, name) or _made_from(asked, name)):
+        found = session.find(asked)
+        return Start(found, found)
+    if not _is_gone(name):
+        return Start(name, session.find(name), moved=_moved(asked, name, out))
+    gone = f"{name}, which {out} began from, is gone"
+    if command == "init":
+        ended = f"{out} is finished, and `lgrpo train {out}` goes on from there"
+        raise UserError(f"{gone}; {ended if record.get('finished') else 'put it back: it is needed to go on'}")
+    if checkpoints.latest_saved(out) is None:
+        raise UserError(f"{gone}, and there is no other checkpoint to go on from; put it back")
+    return Start(name, session.find(str(out)), content, f"{gone}, and is not needed to go on")
+
+
+def _means(asked: str, name: str) -> bool:
+    """Whether it may have meant this start: it is itself, or the run that it is a checkpoint of."""
+    folder = Path(name).parent
+    return same_place(asked, name) or (folder.name == "checkpoints" and same_place(asked, folder.parent))
+
+
+def _made_from(asked: str, name: str) -> bool:
+    """Whether `asked` was a model that is no longer there, and `init` made this start of it."""
+    identity = (read_json(Path(name).parent.parent / "run.json") or {}).get("identity")
+    base = identity.get("base") if isinstance(identity, dict) else None
+    return isinstance(base, str) and _means(asked, base) and _is_gone(asked)
+
+
+def _is_gone(name: str) -> bool:
+    if Path(name).is_dir():
+        return False
+    try:
+        checkpoints.candidates(name)
+    except UserError:
+        return True
+    return files.found(name, files.CONFIG) is None  # of the hub
+
+
+def _moved(asked: str, name: str, out: Path) -> str:
+    try:
+        today = checkpoints.candidates(asked)[0]
+    except UserError:  # its run has no checkpoint any more
+        return f"{out} stays with {name}, which it began from"
+    if same_place(today, name) or same_place(asked, name):
+        return ""
+    return f"{out} stays with {name}, which it began from; {asked} means {today} by now: another --out begins from that"
