@@ -15,6 +15,7 @@ from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
+from lgrpo.memory.resumed import as_begun
 from lgrpo.options import InitOptions, Options, TrainOptions, continued, recorded
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
@@ -52,7 +53,8 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     if settings.k > (tokens := len(policy.tokenizer)):
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
     settings, rows = context.settle(policy, settings, rows, chosen)
-    settings, rows = init_memory.settle(policy, settings, rows, chosen)
+    settings, rows, begun = as_begun(None if anew else out, "init", settings, rows, chosen)
+    settings, rows = init_memory.settle(policy, settings, rows, {*chosen, *(begun & {"joint_steps"})})
     problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
     problems, without_chain = need_chain(problems)
     problems, unchecked = session.checkable(problems)
@@ -66,7 +68,7 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     same = session.identity(
         settings, base=start.name, base_hash=start.hash(policy), data=source, data_hash=session.data_hash(problems)
     )  # fmt: skip
-    if start.moved and asked.overwrite and not unfinished(out, "init", same):
+    if (start.moved or begun) and asked.overwrite and not unfinished(out, "init", same):
         del policy
         return init(asked, anew=True)
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(asked)}
@@ -137,6 +139,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
         without=asked.without, steps=asked.steps, lr=asked.lr, surrogate=asked.surrogate, **chosen,
     )  # fmt: skip
     settings, rows = context.settle(policy, settings, rows, chosen)
+    settings, rows, begun = as_begun(None if anew else out, "train", settings, rows, chosen)
     settings, rows = memory.settle(policy, settings, rows, chosen)
     if start.gone and settings.kl:
         raise UserError(f"{start.name}, which {out} began from, is gone, and kl compares with its weights; put it back")
@@ -156,7 +159,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
         settings, checkpoint=start.name, checkpoint_hash=start.hash(policy), data=data,
         data_hash=session.data_hash(problems),
     )  # fmt: skip
-    if start.moved and asked.overwrite and not unfinished(out, "train", same):
+    if (start.moved or begun) and asked.overwrite and not unfinished(out, "train", same):
         del policy
         return _train(asked, anew=True)
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(replace(asked, checkpoint=source))}

@@ -1,0 +1,39 @@
+"""What a run that goes on keeps of its plan, however much memory is free by now.
+
+How its work is cut decides the order in which sums are taken, and joint_steps what is learnt: derived anew, they would
+make it another run.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lgrpo.latent_sft.schedule import Schedule
+from lgrpo.plan import Setting, TrainSettings
+from lgrpo.runs.durable import read_json
+
+DERIVED = ("joint_steps", "slots", "micro_tokens", "keep_cache", "checkpointing")  # by `settle`, from memory
+S = TypeVar("S", TrainSettings, Schedule)
+
+
+def as_begun(
+    folder: Path | None, command: str, settings: S, rows: Sequence[Setting], chosen: Collection[str]
+) -> tuple[S, list[Setting], set[str]]:
+    """Settings and plan with what the run of `command` in `folder` began with, and the names of these.
+
+    Names in `chosen` stay: the user sets them now. What memory has no room for any more, `settle` makes smaller.
+    """
+    record = read_json(folder / "run.json") if folder else None
+    known = record.get("settings") if record and record.get("command") == command else None
+    if not isinstance(known, dict):
+        return settings, list(rows), set()
+    begun: dict[str, Any] = {}
+    for name in DERIVED:
+        entry = known.get(name)
+        value, now = entry.get("value") if isinstance(entry, dict) else None, getattr(settings, name, None)
+        if name not in chosen and type(value) is type(now) and isinstance(value, int) and value >= 0:
+            begun[name] = value
+    settings = replace(settings, **begun)
+    kept = [Setting(n, begun[n], "as this run began") if begun.get(n, v) != v else Setting(n, v, w) for n, v, w in rows]
+    return settings, kept, set(begun)
