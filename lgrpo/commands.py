@@ -233,6 +233,8 @@ def _plan(
 def _say_where(show: Show, run: Run, start: Start) -> None:
     if start.moved:
         show.say(start.moved)
+    if run.elsewhere:
+        show.warn(f"the run was made on {run.elsewhere} so far; its numbers are rounded in another way from here on")
     for what in run.damaged:
         show.warn(f"{what}; the run goes on from the one before it")
 

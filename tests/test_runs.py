@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lgrpo.errors import UserError
+from lgrpo.report.tables import _devices
 from lgrpo.runs import Run
 from lgrpo.runs.checkpoints import newest_run, resolve_checkpoint, run_folder, safe_name
 from lgrpo.runs.contents import compare, damage
@@ -55,6 +56,32 @@ def test_record_holds_settings_with_reasons_versions_and_facts(tmp_path):
     assert record["versions"]["python"] == sys.version.split()[0]
     assert {"lgrpo", "torch", "transformers"} <= set(record["versions"])
     assert record["started"] <= record["finished"]
+
+
+def test_each_process_of_a_run_says_where_it_worked_and_a_move_is_told(tmp_path):
+    with start(tmp_path / "a", device="cuda", dtype="torch.bfloat16"):
+        pass
+    moves = []
+    for device, dtype in (("cuda", "torch.bfloat16"), ("cpu", "torch.float32"), ("cpu", "torch.float32")):
+        with start(tmp_path / "a", device=device, dtype=dtype) as run:
+            moves.append(run.elsewhere)
+    assert moves == ["", "cuda in bfloat16", ""]
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert (record["device"], record["dtype"]) == ("cuda", "torch.bfloat16")
+    assert [one["device"] for one in record["resumed"]] == ["cuda", "cpu", "cpu"]
+    assert [one["dtype"] for one in lines(tmp_path / "a/events.jsonl")] == [one["dtype"] for one in record["resumed"]]
+    assert _devices(record) == "cuda bfloat16, then cpu float32"
+
+
+@pytest.mark.parametrize("known", [None, 7, [], ["x", {}]])
+def test_a_record_whose_earlier_processes_are_in_another_form_goes_on(tmp_path, known):
+    with start(tmp_path / "a", device="cpu"):
+        pass
+    path = tmp_path / "a/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "resumed": known}))
+    with start(tmp_path / "a", device="cuda") as run:
+        assert run.elsewhere == "cpu"
+        assert run.record["resumed"][-1]["device"] == "cuda"
 
 
 def test_git_commit_of_the_working_directory_is_recorded(tmp_path, monkeypatch):

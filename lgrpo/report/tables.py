@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -142,7 +143,7 @@ def _facts(record: Mapping[str, Any], history: History) -> Table:
         ("data", str(start.get("data", ""))),
         ("hash of the data", str(start.get("data_hash", ""))),
         ("seed", str(start.get("seed", ""))),
-        ("device", str(record.get("device", ""))),
+        ("device", _devices(record)),
         ("began", _when(record.get("started"))),
         ("resumed", ", ".join(_when(one.get("started")) for one in record.get("resumed", [])) or "never"),
         ("versions", packages),
@@ -150,6 +151,13 @@ def _facts(record: Mapping[str, Any], history: History) -> Table:
         ("machine", str(record.get("platform", ""))),
     ]
     return [[name, value] for name, value in facts if value]
+
+
+def _devices(record: Mapping[str, Any]) -> str:
+    """Device and dtype of the processes that worked on the run, one after the other."""
+    processes = (record, *record.get("resumed", []))
+    known = (" ".join(str(one[n]).removeprefix("torch.") for n in ("device", "dtype") if n in one) for one in processes)
+    return ", then ".join(name for name, _ in groupby(filter(None, known)))
 
 
 def _numbers(history: History) -> Table:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from lgrpo import __version__
 from lgrpo.runs.durable import now
 
+WHERE = ("device", "dtype")  # of a process; a run may go on elsewhere
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "math-verify")
 
 
@@ -29,6 +31,20 @@ def this_process() -> dict[str, Any]:
         "platform": platform.platform(),
         "git": _git_commit(),
     }
+
+
+def earlier_processes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that went on with the run of this record."""
+    known = record.get("resumed")
+    return [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
+
+
+def elsewhere(processes: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
+    """Where the last of the processes that said so worked, if not at `where`: "cuda in bfloat16"; else ""."""
+    known = [[one[name] for one in processes if name in one] for name in where]
+    before = [values[-1] if values else now for values, now in zip(known, where.values(), strict=True)]
+    words = (str(value).removeprefix("torch.") for value in before)
+    return " in ".join(words) if before != list(where.values()) else ""
 
 
 def _git_commit() -> str | None:

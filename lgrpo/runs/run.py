@@ -43,7 +43,7 @@ from lgrpo.runs.durable import (
     write_json,
 )
 from lgrpo.runs.guard import refuse, refuse_links, unfinished, writing
-from lgrpo.runs.provenance import this_process
+from lgrpo.runs.provenance import WHERE, earlier_processes, elsewhere, this_process
 
 Listener = Callable[[str, Mapping[str, Any]], None]  # ("metrics" or the kind of an event, its entries)
 
@@ -60,6 +60,7 @@ class Run:
         self.resumed = False
         self.listeners: list[Listener] = []  # told each line of metrics, and each event, once it is written
         self.damaged: list[str] = []  # checkpoints that were set aside when the run went on, and why
+        self.elsewhere = ""  # where the process before it worked, if not where this one does
         self._opened, self._seconds = time.monotonic(), 0.0  # when this process began, what those before it worked
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class Run:
         """Go on with the run of this command in `folder`, or begin one there; `resumed` says which.
 
         settings: (name, value, reason) each, recorded. identity: what must be equal for it to be the same run, such as
-        start checkpoint, data, recipe and seed. facts: recorded as they are (device, dtype, seed, data_hash, ...).
+        start checkpoint, data, recipe and seed. facts: recorded as they are, device and dtype of each process.
         A folder that holds another run is refused unless `overwrite`, which begins a finished one anew, too; one that
         was stopped goes on whatever `overwrite` says. Files that are no run are never replaced.
         """
@@ -91,7 +92,8 @@ class Run:
         try:
             with writing(folder):
                 if not overwrite and refuse(folder, command, same, overwrite):
-                    run._go_on()
+                    where = {name: facts.pop(name) for name in WHERE if name in facts}
+                    run._go_on(where)
                     run.update(settings=_by_name(settings), **facts)  # what the identity leaves free may have changed
                 else:
                     run._begin(command, settings, same, facts)
@@ -136,7 +138,7 @@ class Run:
         write_json(self.folder / "run.json", self.record)
         sync(self.folder.parent)
 
-    def _go_on(self) -> None:
+    def _go_on(self, where: Mapping[str, Any] | None = None) -> None:
         self.record = read_json(self.folder / "run.json") or {}
         self.resumed = True
         seconds = self.record.get("seconds")
@@ -144,11 +146,13 @@ class Run:
         mend_folders(self.folder / "checkpoints")
         for name in ("metrics.jsonl", "events.jsonl"):
             whole_lines(self.folder / name)
-        self.record.setdefault("resumed", []).append(this_process())
+        where, before = dict(where or {}), earlier_processes(self.record)
+        self.elsewhere = elsewhere([self.record, *before], where)
+        self.record["resumed"] = [*before, {**this_process(), **where}]
         write_json(self.folder / "run.json", self.record)
         self._set_aside_damaged()
         latest = self.latest()
-        self.event("resumed", checkpoint=latest.name if latest else None)
+        self.event("resumed", checkpoint=latest.name if latest else None, **where)
 
     def _set_aside_damaged(self) -> None:
         for path in sorted((self.folder / "checkpoints").glob("[!.]*")):
