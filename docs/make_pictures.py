@@ -256,7 +256,7 @@ def write(figure: Figure, name: str) -> None:
 
 def main(model: str | None) -> None:
     policy = session.load(model or str(session.newest()), "cpu")
-    settings = ask.engine_settings(policy, None)
+    settings = ask.engine_settings(policy, None, print)
     with matplotlib.rc_context(LOOK):
         write(superposition_figure(chain_of(policy, settings)), "superposition.svg")
         two, one = (margins_of(policy, replace(settings, one_sided=one_sided)) for one_sided in (False, True))

@@ -1,7 +1,7 @@
 """How many positions a model was made for, and what that leaves for prompts, chains and responses."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -30,16 +30,46 @@ def positions_of(policy: Policy) -> float:
     return min([math.inf if positions is None else positions, *original])
 
 
-def check_room(policy: Policy, problems: Sequence[Problem], max_response: int | None) -> None:
-    """Raises UserError where a prompt, or the longest response asked for, is more than the model has positions."""
+def check_room(policy: Policy, rows: Iterable[tuple[str, Problem]], max_response: int, latent: bool) -> None:
+    """Raises UserError, naming the row, where a prompt and the longest response are more than the model has positions.
+
+    rows: (what a person calls it, the problem).
+    """
     positions = positions_of(policy)
-    if max_response is not None and max_response > positions:
-        raise UserError(f"--max-response {max_response} is more than the {positions} positions of {policy.name}")
-    longest = max(len(policy.prompt_ids(one.problem, policy.latent)) for one in problems)
-    if longest >= positions:
+    for place, one in rows:
+        length = len(policy.prompt_ids(one.problem, latent))
+        if length + max_response > positions:
+            left = positions - length
+            remedy = f", or give --max-response {left:g}" if left > 0 else ""
+            raise UserError(
+                f"{place}: a prompt of {length} positions and a response of {max_response} are more than the "
+                f"{positions:g} of {policy.name}; shorten it or leave it out{remedy}"
+            )
+
+
+def settle_asked(
+    policy: Policy, settings: TrainSettings, rows: Sequence[Setting], chosen: bool, report: Callable[[str], None]
+) -> TrainSettings:
+    """Lengths for a policy that is only asked. `report` hears, in a line, of a response that is shortened.
+
+    A max_response that the user chose stays, and is refused with a UserError where it leaves no prompt any room. One
+    that a checkpoint was trained with stays where it leaves prompts some. A recipe's is shortened as for training.
+    """
+    room, length = positions_of(policy), settings.max_response
+    left = room - length
+    if chosen and left <= len(policy.prompt_ids("", policy.latent)):
         raise UserError(
-            f"the longest prompt has {longest} positions and {policy.name} has {positions}; shorten it or leave it out"
+            f"--max-response {length} leaves a prompt no room in the {room:g} positions of {policy.name}; give fewer"
         )
+    if chosen or ("max_response" in policy.card.rollout and left >= LEAST):
+        return replace(settings, max_prompt=int(min(settings.max_prompt, left)))
+    if room < 2 * LEAST:
+        raise UserError(f"{policy.name} has {room:g} positions; give a --max-response that leaves a prompt room")
+    settings, rows = settle(policy, settings, rows, [])
+    why = next(row.reason for row in rows if row.name == "max_response")
+    if settings.max_response < length:
+        report(f"responses of at most {settings.max_response} positions, not {length}: {why}")
+    return settings
 
 
 def settle(policy: Policy, settings: S, rows: Sequence[Setting], chosen: Collection[str]) -> tuple[S, list[Setting]]:

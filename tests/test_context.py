@@ -1,10 +1,17 @@
 """Prompt, chain and response fit the positions a model was made for, or the plan is refused."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import models
 import pytest
 import torch
+from test_cli import done, lgrpo
 
 from lgrpo import context, plan
+from lgrpo.asking.ask import Asker, Wish, engine_settings
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import schedule
 from lgrpo.policy import Policy
@@ -70,14 +77,88 @@ def test_what_was_chosen_is_refused(chosen: dict[str, int], message: str) -> Non
         context.settle(policy(2048), settings, rows, chosen)
 
 
-def test_a_prompt_must_leave_a_position_for_a_response() -> None:
+def test_a_prompt_and_its_response_take_every_position_and_no_more() -> None:
     small = policy(64)
     length = len(small.prompt_ids("3", small.latent))
-    context.check_room(policy(length + 1), [Problem("3", "3")], None)
-    with pytest.raises(UserError, match=f"the longest prompt has {length} positions and .* has {length}; shorten it"):
-        context.check_room(policy(length), [Problem("3", "3")], None)
-    with pytest.raises(UserError, match="--max-response 65 is more than the 64 positions"):
-        context.check_room(small, [], 65)
+    context.check_room(policy(length + 5), [("row 1", Problem("3", "3"))], 5, latent=True)
+    row = f"row 2: a prompt of {length} positions and a response of 5 are more than the"
+    with pytest.raises(UserError, match=f"{row} {length + 4} of .*; shorten .* give --max-response 4$"):
+        context.check_room(policy(length + 4), [("row 2", Problem("3", "3"))], 5, latent=True)
+    with pytest.raises(UserError, match=f"{row} {length} of .*; shorten it or leave it out$"):
+        context.check_room(policy(length), [("row 2", Problem("3", "3"))], 5, latent=True)
+
+
+def asked(positions: int, chosen: int | None = None, trained: int | None = None) -> tuple[int, int, list[str]]:
+    """(max_prompt, max_response, what was said) of a `tiny` model: its recipe has 512 and 64."""
+    small, said = policy(positions), list[str]()
+    if trained:
+        small.card = replace(small.card, rollout={"max_response": trained})
+    settings = engine_settings(small, chosen, said.append)
+    return settings.max_prompt, settings.max_response, said
+
+
+def test_a_model_that_is_asked_keeps_to_its_positions() -> None:
+    assert asked(1024) == (512, 64, [])
+    assert asked(128) == (64, 64, [])
+    short = "responses of at most 50 positions, not 64: llama has 100 positions, 50 of them for the prompt"
+    assert asked(100) == (50, 50, [short])
+    assert asked(100, trained=80) == (20, 80, [])  # as it was trained, with a max_prompt that was chosen
+    assert asked(100, trained=90) == (50, 50, [short.replace("64", "90")])
+    assert asked(100, chosen=85) == (15, 85, [])
+    assert asked(24, chosen=8) == (16, 8, [])
+    empty = len(policy(100).prompt_ids("", latent=True))
+    with pytest.raises(
+        UserError, match=f"--max-response {100 - empty} leaves a prompt no room in the 100 positions of"
+    ):
+        asked(100, chosen=100 - empty)
+    with pytest.raises(UserError, match="24 positions; give a --max-response that leaves a prompt room"):
+        asked(24)
+
+
+WORDS = " ".join(f"w{n}" for n in range(12))
+
+
+def saved(architecture: str, folder: Path, **changes: Any) -> str:
+    folder.mkdir()
+    made = models.policy(architecture, torch.float32, pad_token_id=None, **changes)
+    made.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Learned positions, 64 of them: the 65th is an IndexError."""
+    monkeypatch.setitem(models.ARCHITECTURES, "gpt2", ("GPT2Config", {}))
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"problem": text, "answer": "3"}) + "\n" for text in ("w1", WORDS, "w3")]
+    Path("rows.jsonl").write_text("".join(rows))
+    return saved("gpt2", tmp_path / "gpt2", max_position_embeddings=64)
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        (["sample", WORDS, "--model"], "the problem"),
+        (["sample", "--file", "rows.jsonl", "--model"], "rows.jsonl, line 2"),
+        (
+            ["eval", "--data", "rows.jsonl", "--runs", "1", "--out", "out", "--json"],
+            "rows, 'w0 w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11'",
+        ),
+    ],
+)
+def test_no_response_is_longer_than_learned_positions(gpt2: str, command: list[str], row: str) -> None:
+    """As derived, and as chosen to the last position; one more is one line that names the row and the remedy."""
+    length = len(Policy.load(gpt2).prompt_ids(WORDS, latent=True))
+    derived = done(*command, gpt2)
+    assert "responses of at most 32 positions, not 64: " in derived.stderr
+    chosen = done(*command, gpt2, "--max-response", str(64 - length))
+    assert chosen.stdout
+    refused = lgrpo(*command, gpt2, "--max-response", str(65 - length))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.startswith(f"Error: {row}")
+    assert f": a prompt of {length} positions and a response of {65 - length} are more than the 64 of " in line
+    assert line.endswith(f"or give --max-response {64 - length}")
 
 
 ROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
@@ -101,3 +182,17 @@ def test_a_longrope_model_has_the_positions_in_which_rows_do_not_depend_on_each_
     assert context.positions_of(phi) == 32
     assert torch.equal(logits(phi, 20, beside=20), logits(phi, 20, beside=32))
     assert not torch.allclose(logits(phi, 20, beside=20), logits(phi, 20, beside=33))  # what the limit is for
+
+
+def test_an_answer_of_a_longrope_model_does_not_depend_on_what_is_asked_beside_it(tmp_path: Path) -> None:
+    sizes = {"max_position_embeddings": 64, "original_max_position_embeddings": 32, "rope_parameters": ROPE}
+    phi = saved("phi3", tmp_path / "phi", seed=6, **sizes)
+    asker = Asker(phi, "cpu", None, print)
+    wish = Wish(samples=4, explore=True, temperature=1.5)
+    rows = [request for text in ("w1", "w3 w4 w5", "w2 w5") for request in asker.requests(Problem(text, ""), wish)]
+    together = asker.engine.generate(rows)
+    assert max(rollout.length + len(rollout.prompt) for rollout in together) == 32
+    for request, rollout in zip(rows, together, strict=True):
+        (alone,) = asker.engine.generate([request])
+        assert torch.equal(alone.tokens, rollout.tokens)
+        assert torch.allclose(alone.scores, rollout.scores, atol=1e-3)  # rounding, which a response makes larger

@@ -381,7 +381,10 @@ def test_what_cannot_be_asked_is_refused(model: str, data: Path) -> None:
     for arguments, message in [
         (["What?", "--file", str(data)], "a problem and --file at once"),
         (["--file", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
-        (["--file", str(data), "--max-response", "99999"], "--max-response 99999 is more than the 2048 positions of"),
+        (
+            ["--file", str(data), "--max-response", "99999"],
+            "--max-response 99999 leaves a prompt no room in the 2048 positions of",
+        ),
         ([], "no problem given; put it in quotes, or pipe it in"),
     ]:
         refused = lgrpo("sample", *arguments, "--model", model, stdin="")

@@ -295,9 +295,9 @@ def test_a_checkpoint_is_asked_the_way_it_was_trained(tmp_path: Path) -> None:
     from lgrpo.asking.ask import engine_settings
 
     latest = run_to(tmp_path, 1, noise_scale=0.125, noise_top_p=0.5)
-    asked = engine_settings(Policy.load(latest), None)
+    asked = engine_settings(Policy.load(latest), None, pytest.fail)
     assert (asked.max_response, asked.noise_scale, asked.noise_top_p) == (6, 0.125, 0.5)
-    assert engine_settings(Policy.load(latest), 9).max_response == 9
+    assert engine_settings(Policy.load(latest), 9, pytest.fail).max_response == 9
 
 
 class Poisoned(Optimizer):

@@ -30,14 +30,17 @@ def recognised(policy: Policy, name: str, problems: Sequence[Problem], settings:
     return replace(policy.card, mode="latent")
 
 
-def engine_settings(policy: Policy, max_response: int | None) -> TrainSettings:
-    """Rollout settings of a policy that is only asked: those it was trained under, else the recipe's."""
+def engine_settings(policy: Policy, max_response: int | None, report: Callable[[str], None]) -> TrainSettings:
+    """Rollout settings of a policy that is only asked: those it was trained under, else the recipe's.
+
+    `report` hears where the model has too few positions for them. Raises UserError where `max_response` is too long.
+    """
     chosen = plan.choose_recipe(policy.card.recipe, None, policy.parameters)
     kept: dict[str, Any] = {name: value for name, value in policy.card.rollout.items() if name in plan.ROLLOUT}
     if max_response is not None:
         kept["max_response"] = max_response
-    settings, _ = plan.train_settings(chosen, k=policy.card.k, explicit=not policy.latent, **kept)
-    return settings
+    settings, rows = plan.train_settings(chosen, k=policy.card.k, explicit=not policy.latent, **kept)
+    return context.settle_asked(policy, settings, rows, max_response is not None, report)
 
 
 def question(text: str) -> Problem:
@@ -91,11 +94,10 @@ class Asker:
         where = session.pick_device(device)
         self.name = model or str(session.newest())
         self.policy = session.load(self.name, where.value)
-        self.settings = settings = engine_settings(self.policy, max_response)
+        self.settings = settings = engine_settings(self.policy, max_response, report)
         self.engine = Engine(
             self.policy, settings.latent_settings, settings.text_settings, settings.max_response, settings.slots, report
         )
-        context.check_room(self.policy, [Problem("", "")], max_response)
         self._met = False
 
     def meet(self, problems: Sequence[Problem]) -> None:
@@ -130,10 +132,10 @@ class Asker:
         """All answers to one problem, by sample.
 
         `on_steps(sample, part, text)` hears of the positions of each as they come, `on_end` of each answer as it ends.
-        Raises UserError where the problem is too long for the model.
+        Raises UserError where the problem leaves the model no room for them.
         """
         self.meet([problem])
-        context.check_room(self.policy, [problem], None)
+        context.check_room(self.policy, [("the problem", problem)], self.settings.max_response, self.policy.latent)
         texts = [Unfolding(self.policy) for _ in range(wish.samples)]
         first: dict[int, float] = {}
         answers: dict[int, Answer] = {}

@@ -116,19 +116,13 @@ def _look_through(source: str) -> tuple[int, int]:
 def _certain(asker: Asker) -> float:
     """Bytes of a problem that are certain to fit: a token is a byte at least."""
     empty = len(asker.policy.prompt_ids("", latent=True))
-    return context.positions_of(asker.policy) - empty - MARGIN
+    return context.positions_of(asker.policy) - asker.settings.max_response - empty - MARGIN
 
 
 def _check_room(asker: Asker, row: Row) -> None:
-    place, problem = row
-    if len(problem.problem.encode()) < _certain(asker):
-        return
-    length = len(asker.policy.prompt_ids(problem.problem, latent=True))
-    positions = context.positions_of(asker.policy)
-    if length >= positions:
-        raise UserError(
-            f"{place}: a prompt of {length} positions, and {asker.name} has {positions}; shorten it or leave it out"
-        )
+    """Of a latent prompt, the longer one: whether a foreign model has a latent chain is not known yet."""
+    if len(row[1].problem.encode()) >= _certain(asker):
+        context.check_room(asker.policy, [row], asker.settings.max_response, latent=True)
 
 
 def _parts(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:

@@ -23,6 +23,7 @@ from lgrpo.text import clean
 from lgrpo.verify import Verifier
 
 EVALUATED = 500  # problems of an endless source
+NAMED = 60  # letters by which a problem is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +134,11 @@ def _checkpoint(
     if not benchmarks:
         benchmarks = [_read(session.test_source(policy), asked.limit)]
         _say_left_out(benchmarks, show)
-    settings = ask.engine_settings(policy, asked.max_response)
+    settings = ask.engine_settings(policy, asked.max_response, show.say)
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
     for benchmark in benchmarks:
-        context.check_room(policy, benchmark.problems, asked.max_response)
+        rows = ((f"{benchmark.name}, {one.problem[:NAMED]!r}", one) for one in benchmark.problems)
+        context.check_room(policy, rows, settings.max_response, policy.latent)
         if known := trained_on.count(policy.trained_on, benchmark.problems):
             show.warn(
                 f"{known} of the {len(benchmark.problems)} problems of {benchmark.name} are among those {name} was "
