@@ -12,10 +12,12 @@ from test_cli import done, lgrpo
 
 from lgrpo import context, plan
 from lgrpo.asking.ask import Asker, Wish, engine_settings
+from lgrpo.engine import Pace
 from lgrpo.errors import UserError
 from lgrpo.latent_sft.schedule import schedule
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
+from lgrpo.rollout import Request
 
 HIGH = plan.Setting("recipe", "high", "for the test")
 
@@ -182,6 +184,17 @@ def test_a_longrope_model_has_the_positions_in_which_rows_do_not_depend_on_each_
     assert context.positions_of(phi) == 32
     assert torch.equal(logits(phi, 20, beside=20), logits(phi, 20, beside=32))
     assert not torch.allclose(logits(phi, 20, beside=20), logits(phi, 20, beside=33))  # what the limit is for
+
+
+def test_a_row_at_its_limit_takes_no_position_more_while_it_waits_to_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the steps that a GPU takes, several between two looks; run one by one here."""
+    monkeypatch.setitem(models.ARCHITECTURES, "gpt2", ("GPT2Config", {}))
+    requests = [Request(models.prompt(12, seed), seed, True, 1.0, 1.3) for seed in range(8)]
+    engine = models.engine(models.policy("gpt2", max_position_embeddings=24), limit=12)
+    engine.pace = Pace(look=5, halvings=2, columns=8)
+    assert max(rollout.length for rollout in engine.generate(requests)) == 12
 
 
 def test_an_answer_of_a_longrope_model_does_not_depend_on_what_is_asked_beside_it(tmp_path: Path) -> None:

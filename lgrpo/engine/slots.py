@@ -94,7 +94,7 @@ class Slots:
         level = int(steps[0]) if tight and bool((steps == steps[0]).all()) else None
         self.cache.see(prompts, prompt_width, self.group[view], self.place[view], width, steps, level)
         of_prompt, of_response = self.columns[:prompt_width], self.columns[:width]
-        positions = (lengths + steps)[:, None]
+        positions = (lengths + steps.clamp(max=self.limit - 1))[:, None]  # the model may have no more than those
         allowed = torch.cat([of_prompt < lengths[:, None], of_response <= steps[:, None]], 1)
         key_positions = torch.cat([of_prompt.expand(rows, -1), lengths[:, None] + of_response], 1)
         hidden = self.policy.hidden(embeds[:, None], allowed[:, None], positions, self.cache, key_positions)[:, 0]
