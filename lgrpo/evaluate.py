@@ -13,9 +13,12 @@ from lgrpo.groups import Grader
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request, Rollout
+from lgrpo.verify.verifier import Verdict
 
 GRADED = 64  # answers graded together: enough to be quick, few enough that an interruption costs little
 WAITED = 2.0  # seconds that the first of fewer waits at most
+
+Check = Callable[[Sequence[str], Sequence[str]], Sequence[Verdict]]  # of responses and references
 
 
 class Asked(NamedTuple):
@@ -51,6 +54,7 @@ class Answered:
     rollout: Rollout
     text: str  # the hard tokens
     right: bool
+    unchecked: str | None = None  # why the answer could not be checked
 
     @property
     def valid(self) -> bool:
@@ -118,7 +122,7 @@ def answer(
     asked = [Asked(problem, run) for problem in range(len(problems)) for run in range(runs)]
     out: list[Answered] = []
     answer_each(
-        policy, engine, problems, asked, grader, out.extend,
+        policy, engine, problems, asked, lambda *texts: [Verdict(one) for one in grader.grade(*texts)], out.extend,
         noise_scale=noise_scale, seed=seed, temperature=temperature,
     )  # fmt: skip
     return sorted(out, key=lambda one: (one.problem, one.run))
@@ -129,7 +133,7 @@ def answer_each(
     engine: Engine,
     problems: Sequence[Problem],
     asked: Sequence[Asked],
-    grader: Grader,
+    check: Check,
     take: Callable[[Sequence[Answered]], None],
     *,
     noise_scale: float,
@@ -156,7 +160,7 @@ def answer_each(
             )
             for one in part
         ]
-        grading = _Grading(policy, problems, part, grader, take)
+        grading = _Grading(policy, problems, part, check, take)
         began = time.monotonic()
         engine.generate(requests, grading.add)
         seconds += time.monotonic() - began - grading.seconds
@@ -172,10 +176,10 @@ class _Grading:
         policy: Policy,
         problems: Sequence[Problem],
         asked: Sequence[Asked],
-        grader: Grader,
+        check: Check,
         take: Callable[[Sequence[Answered]], None],
     ) -> None:
-        self._policy, self._problems, self._asked, self._grader, self._take = policy, problems, asked, grader, take
+        self._policy, self._problems, self._asked, self._check, self._take = policy, problems, asked, check, take
         self._ended: list[tuple[Asked, Rollout]] = []
         self._first = 0.0  # when the first of these ended
         self.seconds = 0.0  # spent here
@@ -191,12 +195,12 @@ class _Grading:
         began = time.monotonic()
         ended, self._ended = self._ended, []
         texts = [self._policy.decode(rollout.hard_tokens) for _, rollout in ended]
-        rewards = self._grader.grade(texts, [self._problems[asked.problem].answer for asked, _ in ended])
+        verdicts = self._check(texts, [self._problems[asked.problem].answer for asked, _ in ended])
         if ended:
             self._take(
                 [
-                    Answered(*asked, rollout, text, reward > 0 and rollout.valid)
-                    for (asked, rollout), text, reward in zip(ended, texts, rewards, strict=True)
+                    Answered(*asked, rollout, text, found.reward > 0 and rollout.valid, found.unchecked)
+                    for (asked, rollout), text, found in zip(ended, texts, verdicts, strict=True)
                 ]
             )
         self.seconds += time.monotonic() - began

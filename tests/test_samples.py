@@ -41,7 +41,7 @@ def test_what_is_there_is_not_asked_again(tmp_path: Path) -> None:
     row = json.loads(path.read_text().splitlines()[1])
     assert row == {
         "key": f"{PROBLEMS[1].key:016x}", "kind": "pass@1", "problem": "two?", "run": 1, "right": False, "valid": True,
-        "latent_length": 8, "explicit_length": 5, "reference": "2", "text": "\\boxed{1}",
+        "latent_length": 8, "explicit_length": 5, "unchecked": None, "reference": "2", "text": "\\boxed{1}",
     }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_a_torn_last_line_is_dropped_and_damaged_ones_are_passed_over(tmp_path: 
     "damage",
     [{"kind": "other"}, {"kind": ["pass@1"]}, {"key": [1]}, {"reference": {}}, {"run": "0"}, {"run": -1},
      {"run": False}, {"run": 0.0}, {"right": 1}, {"right": None}, {"valid": "yes"}, {"latent_length": None},
-     {"explicit_length": -2}, {"latent_length": 1e3}, {"explicit_length": 10**400}],
+     {"explicit_length": -2}, {"latent_length": 1e3}, {"explicit_length": 10**400}, {"unchecked": 1}],
 )  # fmt: skip
 def test_a_line_with_a_wrong_value_is_passed_over_and_its_sample_made_again(
     damage: dict[str, Any], tmp_path: Path

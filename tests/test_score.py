@@ -251,6 +251,27 @@ def test_problems_that_no_answer_solves_are_left_out_of_the_score_and_counted(
         results(capsys, run_folder, data=["none.jsonl"])
 
 
+def test_answers_that_could_not_be_checked_are_kept_counted_and_said_in_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = read_problems("arithmetic", "test", 2)
+    rows = [{"problem": one.problem, "answer": answer} for one, answer in zip(question, ("\\frac{{", "7"), strict=True)]
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = "tiny on some: 5 answers could not be checked, and count as wrong (reference cannot be read 5)\n"
+    made = asked_for(monkeypatch)
+    for _ in range(2):  # the second time, from what was kept
+        score.evaluate(EvalOptions(checkpoints=["tiny"], data=["some.jsonl"], runs=3, samples=2, device="cpu",
+                                   as_json=True, out=Path("out")))  # fmt: skip
+        shown = capsys.readouterr()
+        assert shown.err.count(said) == 1
+        assert json.loads(shown.out)["results"][0]["unchecked"] == 5
+    assert made == [6, 4]
+    (samples,), (summary,) = Path("out").glob("some-*.jsonl"), Path("out").glob("summary-*.json")
+    why = {row["problem"]: row["unchecked"] for row in map(json.loads, samples.open())}
+    assert why == {question[0].problem: "reference cannot be read", question[1].problem: None}
+    assert json.loads(summary.read_text())["results"][0]["unchecked"] == 5
+
+
 def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(
     run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,14 @@ def test_markdown_is_tables_and_names_do_not_break_them() -> None:
     assert all(line.count("|") - line.count("\\|") == lines[0].count("|") for line in lines[:4])
 
 
+def test_answers_that_could_not_be_checked_are_said_in_words() -> None:
+    results = [one("runs/a", ENTRY | {"unchecked": 3}, ENTRY | {"unchecked": 0})]
+    said = "runs/a on arithmetic: 3 answers could not be checked, and count as wrong"
+    assert in_a_pipe(results)[3:] == [said]
+    assert on_terminal(results, 80).count(said) == 1
+    assert markdown(results).split("\n\n")[1:] == [said]
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_text_is_obeyed(width: int) -> None:
     flipped = AGAINST | {"checkpoint": NASTY, "won": [{"index": 0, "problem": NASTY, "before": 0.0, "after": 1.0}]}

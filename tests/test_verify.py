@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -369,6 +370,36 @@ def test_crash_hang_and_exception_are_told_apart() -> None:
         scores = verifier.grade([f"\\boxed{{\\{answer}}}" for answer in answers], ["\\pi"] * 7)
         assert scores == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
         assert dict(verifier.reasons) == {"checker died": 1, "timed out": 1, "NameError": 1}
+
+
+# Notes each start in a file; killed, as by a system that is short of memory, in the middle of its first answer.
+KILLED_ONCE = """
+import os, signal, sys
+with open(sys.argv[1], "a") as starts:
+    starts.write("x")
+    first = starts.tell() == 1
+if first:
+    print("[0, true, null]", flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_answer_whose_checker_was_killed_is_checked_by_another(tmp_path: Path) -> None:
+    with Verifier(command=[sys.executable, "-c", KILLED_ONCE + CHECKER, str(tmp_path / "starts")]) as verifier:
+        assert verifier.verdicts(["\\boxed{\\good}", "\\boxed{\\bad}"], ["\\pi"] * 2) == [(1.0, None), (0.0, None)]
+        assert (tmp_path / "starts").read_text() == "xx"
+        assert verifier.failures == 0
+
+
+def test_an_answer_that_kills_its_checker_kills_two_and_touches_no_other(tmp_path: Path) -> None:
+    note = f"open({str(tmp_path / 'starts')!r}, 'a').write('x')"
+    with Verifier(timeout=0.3, command=[sys.executable, "-c", note + CHECKER]) as verifier:
+        found = verifier.verdicts([f"\\boxed{{\\{text}}}" for text in ("crash", "good", "crash", "hang")], ["\\pi"] * 4)
+        died = (0.0, "checker died")
+        assert found == [died, (1.0, None), died, (0.0, "timed out")]
+        assert dict(verifier.reasons) == {"checker died": 2, "timed out": 1}
+        assert (tmp_path / "starts").read_text() == "xxx"  # none for the same answer again, none after a time-out
 
 
 def test_a_group_of_the_same_endless_answer_waits_once() -> None:

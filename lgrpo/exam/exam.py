@@ -1,7 +1,9 @@
 """One checkpoint answers a benchmark: missing samples are made and kept, and all of them are summarised."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from lgrpo.runs.durable import now, read_json, write_json
 from lgrpo.runs.guard import writing
 from lgrpo.screen import Show
 from lgrpo.verify import Verifier, boxed
+from lgrpo.verify.verifier import in_words
 
 RUNS = {"tiny": 5, "low": 5, "high": 4}  # noise-free runs by recipe, where the benchmark does not say: published
 
@@ -97,7 +100,11 @@ class Exam:
             except KeyboardInterrupt:
                 show.say(f"stopped; the same command goes on from the samples in {path}")
                 raise Stopped from None
-            score = evaluate.summarise(*(samples.of(kind, count) for kind, count in kinds.items()))
+            outcomes = [samples.of(kind, count) for kind, count in kinds.items()]
+        score = evaluate.summarise(*outcomes)
+        unchecked = Counter(one.unchecked for one in chain(*outcomes) if one.unchecked is not None)
+        if trouble := in_words(unchecked):
+            show.warn(f"{self.name} on {benchmark.name}: {trouble}")
         data = session.data_hash(benchmark.problems)
         summary = path.with_name(f"summary-{safe_name(benchmark.name)}-{short_hash([path.name, data, kinds])}.json")
         if (rate := speed.rate()) is None:  # nothing was rolled out this time
@@ -105,6 +112,7 @@ class Exam:
         entry = {
             **score.as_json(benchmark.name),
             "left_out": benchmark.left_out,
+            "unchecked": unchecked.total(),
             "tokens_per_second": rate,
             "data_hash": data,
         }
@@ -145,7 +153,9 @@ class Exam:
         def take(answered: Sequence[evaluate.Answered]) -> None:
             nonlocal done, right
             new = [
-                Outcome(one.problem, one.run, one.right, one.valid, one.latent_length, one.explicit_length)
+                Outcome(
+                    one.problem, one.run, one.right, one.valid, one.latent_length, one.explicit_length, one.unchecked
+                )
                 for one in answered
             ]
             samples.add(kind, new, [self._detail(one) for one in answered])
@@ -153,11 +163,11 @@ class Exam:
             done, right = done + len(new), right + sum(one.right for one in new)
             show.step(done, {number: right / done})
             shown = answered[-1]
-            chain, text = reading.readable(self.policy, shown.rollout, self.settings.tau)
-            show.sample(benchmark.problems[shown.problem].problem, chain, text, shown.right)
+            steps, text = reading.readable(self.policy, shown.rollout, self.settings.tau)
+            show.sample(benchmark.problems[shown.problem].problem, steps, text, shown.right)
 
         speed.seconds += evaluate.answer_each(
-            self.policy, self.engine, benchmark.problems, missing, grader, take,
+            self.policy, self.engine, benchmark.problems, missing, grader.verdicts, take,
             noise_scale=0.0 if kind == PASS_AT_1 else self.settings.noise_scale,
             seed=self.seed, temperature=self.settings.temperature,
         )  # fmt: skip

@@ -24,12 +24,13 @@ from lgrpo.runs.contents import short_hash
 from lgrpo.runs.durable import from_json, lock, to_json
 from lgrpo.runs.guard import writing
 
-FORMAT = 2  # raise it when what is drawn, graded or written changes: older files are then left alone
+FORMAT = 3  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
 SAMPLE = forms.object_with(  # a line that is not of this form is passed over, and made again
     {
         "key": forms.text, "reference": forms.text, "kind": lambda value: value in KINDS, "run": forms.count,
         "right": forms.truth, "valid": forms.truth, "latent_length": forms.count, "explicit_length": forms.count,
+        "unchecked": lambda value: value is None or forms.text(value),
     }
 )  # fmt: skip
 
@@ -43,6 +44,7 @@ class Outcome(NamedTuple):
     valid: bool
     latent_length: int
     explicit_length: int
+    unchecked: str | None = None  # why the answer could not be checked, and counts as wrong
 
 
 class Samples:

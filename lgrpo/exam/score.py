@@ -62,8 +62,6 @@ def evaluate(asked: EvalOptions) -> None:
     with Verifier() as grader, Show() as show:
         _say_left_out(benchmarks, show)
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
-        if trouble := grader.trouble():
-            show.warn(trouble)
         if asked.report:
             _report(names, show.say)
     for _, later in scored[1:]:

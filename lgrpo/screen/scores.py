@@ -37,6 +37,8 @@ def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None
     else:
         for name in dict.fromkeys(row["benchmark"] for row in rows):
             _upright(console, name, [row for row in rows if row["benchmark"] == name])
+    for text in _unchecked(rows):
+        line(console, Text(text, style="yellow"))
     for row in compared:
         if len(compared) > 1 and (row["against"]["won"] or row["against"]["lost"]):
             line(console, Text(f"{row['checkpoint']} on {row['benchmark']}", style="bold"))
@@ -51,6 +53,7 @@ def markdown(results: Sequence[Row]) -> str:
         head, cells = _comparison(compared)
         head[0] = f"against {compared[0]['against']['checkpoint']}"
         parts.append(_markdown_table(head, cells, words=2))
+    parts += [text.translate(_LITERALLY) for text in _unchecked(rows)]
     return "\n\n".join(parts)
 
 
@@ -60,6 +63,14 @@ def _rows(results: Sequence[Row]) -> list[Row]:
         {**entry, "checkpoint": clean(str(one["checkpoint"])), "benchmark": clean(str(entry["benchmark"]))}
         for one in results
         for entry in one["results"]
+    ]
+
+
+def _unchecked(rows: Sequence[Row]) -> list[str]:
+    return [
+        f"{row['checkpoint']} on {row['benchmark']}: {count} answers could not be checked, and count as wrong"
+        for row in rows
+        if (count := row.get("unchecked"))
     ]
 
 

@@ -3,6 +3,7 @@
 Numbers, choices and equal texts are settled at once (`answers.py`). The rest goes to math-verify in a process of its
 own (`algebra.py`), because some answers keep computer algebra busy for ever (`9^{9^{9^9}}`, `10!!!!`) or exhaust the
 memory, and a process can be killed. Such an answer costs one time-out, scores 0 and is counted; no other is touched.
+A process that died is not the answer's fault where the system killed it for memory: the answer is checked once more.
 
 The process is a plain child rather than one of `multiprocessing`'s: those import the main module again, which may be
 somebody's training script.
@@ -16,15 +17,29 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.verify.answers import boxed, settle, tidy
 
 TIMEOUT = 5.0  # seconds for one answer
+DIED = "checker died"
 LONGEST = 2_000  # characters of a boxed answer: beyond it nobody's answer, and slow to read
 START = 120.0  # seconds for the process to import sympy; half a second on an idle machine
+
+
+class Verdict(NamedTuple):
+    """What an answer is worth."""
+
+    reward: float  # 1.0 or 0.0
+    unchecked: str | None = None  # why it could not be checked, and is worth 0.0
+
+
+def in_words(reasons: Mapping[str, int]) -> str | None:
+    """How many answers could not be checked, and why, in a line; None where all could."""
+    why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda one: -one[1]))
+    return f"{sum(reasons.values())} answers could not be checked, and count as wrong ({why})" if why else None
 
 
 class Verifier:
@@ -49,48 +64,56 @@ class Verifier:
 
     def trouble(self) -> str | None:
         """What could not be checked so far, in a line; None where all could."""
-        why = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-        return f"{self.failures} answers could not be checked, and count as wrong ({why})" if why else None
+        return in_words(self.reasons)
 
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         """1.0 or 0.0 for each response, by the last complete box in it. A reference may stand in a box or in `$`."""
-        known: dict[tuple[str, str], tuple[float, str | None]] = {}
-        scores = []
+        return [verdict.reward for verdict in self.verdicts(responses, references)]
+
+    def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
+        """The same, and why each could not be checked where it could not."""
+        known: dict[tuple[str, str], Verdict] = {}
+        found = []
         for response, reference in zip(responses, references, strict=True):
             answer = boxed(response)
             if answer is None:
-                scores.append(0.0)
+                found.append(Verdict(0.0))
                 continue
             pair = (answer, reference)
             if pair not in known:  # a group often gives the same answer: check it, and wait for it, once
                 known[pair] = self._grade(answer, reference)
-            score, failure = known[pair]
-            scores.append(score)
-            if failure is not None:
-                self.reasons[failure] += 1
-        return scores
+            found.append(known[pair])
+            if (why := known[pair].unchecked) is not None:
+                self.reasons[why] += 1
+        return found
 
-    def _grade(self, answer: str, reference: str) -> tuple[float, str | None]:
-        """The score of one boxed answer, and why it could not be checked if so."""
+    def _grade(self, answer: str, reference: str) -> Verdict:
+        """Of one boxed answer."""
         if len(answer) > self.longest:
-            return 0.0, "answer too long"
+            return Verdict(0.0, "answer too long")
         within = boxed(reference)
         expected = reference if within is None else within
         if len(expected) > self.longest:
-            return 0.0, "reference too long"
+            return Verdict(0.0, "reference too long")
         expected = tidy(expected)
         if not expected:
-            return 0.0, "reference is empty"
+            return Verdict(0.0, "reference is empty")
         given = tidy(answer)
-        verdict = settle(given, expected)
-        if verdict is not None:
-            return float(verdict), None
+        equal, failure = settle(given, expected), None
+        if equal is None:
+            equal, failure = self._compute(expected, given)
+            if failure == DIED:  # by this answer, which then ends a second one; or by the system, for want of memory
+                equal, failure = self._compute(expected, given)
+        return Verdict(float(equal), failure)
+
+    def _compute(self, expected: str, given: str) -> tuple[bool, str | None]:
+        """Ask the process, a fresh one where it is gone."""
         if self._process is None or not self._process.alive():
             self._process = _Process(self._command)
         equal, failure = self._process.ask(expected, given, self.timeout)
         if failure is not None and not self._process.alive():
             self.close()
-        return float(equal), failure
+        return equal, failure
 
     def close(self) -> None:
         """End the process, if there is one. Grading again starts another."""
@@ -146,13 +169,13 @@ class _Process:
             self._requests.flush()
         except OSError:  # it died on its own since the last answer
             self.stop()
-            return False, "checker died"
+            return False, DIED
         try:
             equal, failure = self._reply(timeout)
         except BaseException:  # Ctrl-C while waiting: the reply to come belongs to no later answer
             self.stop()
             raise
-        if failure in ("timed out", "checker died"):
+        if failure in ("timed out", DIED):
             self.stop()
         return equal, failure
 
@@ -162,7 +185,7 @@ class _Process:
         except queue.Empty:
             return False, "timed out"
         if not line:
-            return False, "checker died"
+            return False, DIED
         number, equal, failure = json.loads(line)
         assert number == self._number, "an answer must never get another's score"
         return equal, failure
