@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 TAB = 4  # columns from one stop to the next
@@ -73,6 +75,15 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02d}"
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def checkpoint_name(model: str) -> str | None:
+    """`step 100` of a path that ends in checkpoints/step-000100; None of a path that is no checkpoint of a run."""
+    path = PurePath(model)
+    if path.parent.name != "checkpoints":
+        return None
+    kind, _, number = path.name.rpartition("-")
+    return f"{kind} {int(number)}" if kind and re.fullmatch("[0-9]{1,12}", number) else path.name
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

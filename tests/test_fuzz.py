@@ -36,8 +36,9 @@ from lgrpo.history import History
 from lgrpo.options import recorded
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
+from lgrpo.report.evaluated import evaluated
 from lgrpo.report.page import page
-from lgrpo.report.tables import Recorded, _evaluated
+from lgrpo.report.tables import Recorded, _score_row
 from lgrpo.runs import checkpoints, guard
 from lgrpo.runs.contents import seal
 from lgrpo.runs.durable import read_json
@@ -351,7 +352,8 @@ def kept_evaluation(path: Path) -> None:
             samples.add(kind, made, [{"text": "é"} for _ in made])
     entry = summarise(made).as_json("x")
     note = {"results": [entry], "shares": [0.5, 0.5], "time": "2026-01-02", "tokens_per_second": 12.5}
-    (path / KEPT[1]).write_text(json.dumps(note))
+    which = {"model": "tiny", "identity": {"seed": 0, "latent": {"k": 4}}, "data_hash": "abc"}
+    (path / KEPT[1]).write_text(json.dumps(note | which))
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -373,14 +375,14 @@ def test_evaluation(name: str, tmp_path: Path) -> None:
                 json.dumps(score.as_json("x"), allow_nan=False)
         rate = _kept_rate(folder / KEPT[1])
         assert rate is None or 0 <= rate < math.inf
-        rows = list(_evaluated(tmp_path, {"started": "2026-01-01"}))
+        rows = [_score_row(*one) for one in evaluated(tmp_path, {"started": "2026-01-01"})]
         assert all(type(cell) is str for row in rows for cell in row)
 
     check(content)
     with Samples(folder / KEPT[0], PROBLEMS) as samples:
         assert not any(samples.missing(kind, 2) for kind in KINDS)
     assert _kept_rate(folder / KEPT[1]) == 12.5
-    assert [row[0] for row in _evaluated(tmp_path, {"started": "2026"})] == ["x, 2 runs a problem"]
+    assert [name for name, _ in evaluated(tmp_path, {"started": "2026"})] == ["x, 2 runs a problem (tiny)"]
     lines = draw.tuples(*map(changed_json, content.splitlines())).map(lambda changed: b"\n".join(changed) + b"\n")
     hold(name, 80, damaged(content) | (lines if name == KEPT[0] else changed_json(content)), check)
 

@@ -18,6 +18,7 @@ from lgrpo.cli import main
 from lgrpo.errors import UserError
 from lgrpo.history import History
 from lgrpo.report import CURVES, PAGE, pictures, write_report
+from lgrpo.report.tables import Recorded
 from lgrpo.runs import Run
 from lgrpo.screen import Show
 from lgrpo.watch import Watch
@@ -161,23 +162,68 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def evaluated(rate: float, time: str, runs: int = 5) -> str:
+def evaluated(folder: Path, rate: float, hour: int, step: int = 100, runs: int = 5, **decided: Any) -> None:
+    """One more summary, as `eval` of a checkpoint of the run leaves it."""
     entry = {"benchmark": "gsm8k", "problems": 1319, "runs": runs, "pass@1": rate, "pass@1_se": 0.01}
     lengths = {"latent_length": 20.0, "explicit_length": 6.0, "length": 26.0, "invalid": 0.01}
-    return json.dumps({"checkpoint": "runs/base-grpo", "time": time, "results": [{**entry, **lengths}]})
+    identity = {"model": f"hash of {step}", "seed": 0, "latent": {"k": 10}, "data": "gsm8k"}
+    summary = {
+        "checkpoint": "runs/base-grpo",
+        "model": f"runs/base-grpo/checkpoints/step-{step:06d}",
+        "identity": {name: decided.get(name, value) for name, value in identity.items()},
+        "data_hash": decided.get("data_hash", "abc"),
+        "time": f"2026-11-27T{hour:02d}:00:00+00:00",
+        "results": [{**entry, **lengths}],
+    }
+    (folder / "eval").mkdir(exist_ok=True)
+    (folder / "eval" / f"summary-{len(list(folder.glob('eval/*')))}.json").write_text(json.dumps(summary))
+
+
+def scores_of(folder: Path) -> list[tuple[str, str]]:
+    """Name and Pass@1 of the rows that `eval` left."""
+    rows = Recorded.read(folder, {"started": "2026-11-27T05:00:00+00:00"}, History.read(folder)).scores
+    return [(row[0], row[2]) for row in rows if row[0].startswith("gsm8k")]
 
 
 def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path) -> None:
     folder = run(tmp_path / "base-grpo")
-    (folder / "eval").mkdir()
-    (folder / "eval" / "summary-gsm8k-a.json").write_text(evaluated(0.42, "2026-11-27T07:00:00+00:00"))
-    (folder / "eval" / "summary-gsm8k-b.json").write_text(evaluated(0.41, "2026-11-27T06:00:00+00:00"))
-    (folder / "eval" / "summary-gsm8k-c.json").write_text(evaluated(0.4, "2026-11-27T04:00:00+00:00", runs=1))
+    evaluated(folder, 0.42, hour=7)
+    evaluated(folder, 0.41, hour=6)
+    evaluated(folder, 0.4, hour=4, runs=1)  # from before this run: of one that was replaced
     (folder / "eval" / "summary-torn.json").write_text('{"pass@1": ')
     text = re.sub(r"\s+", " ", Page(write_report(folder).read_text()).text)
-    assert "gsm8k, 5 runs a problem 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
-    assert "0.410" not in text
-    assert "1 run a problem" not in text  # from before this run: of one that was replaced
+    assert "gsm8k, 5 runs a problem (step 100) 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
+    assert scores_of(folder) == [("gsm8k, 5 runs a problem (step 100)", "0.420")]
+
+
+def test_no_checkpoints_score_is_shown_as_anothers(tmp_path: Path) -> None:
+    """By model, settings, seed and data; the row says which checkpoint it is, and in what else it differs."""
+    folder = run(tmp_path / "base-grpo")
+    evaluated(folder, 0.42, hour=6, step=100)
+    evaluated(folder, 0.39, hour=7, step=40)
+    assert scores_of(folder) == [
+        ("gsm8k, 5 runs a problem (step 100)", "0.420"),
+        ("gsm8k, 5 runs a problem (step 40)", "0.390"),
+    ]
+    evaluated(folder, 0.43, hour=8, seed=1)
+    evaluated(folder, 0.44, hour=9, data_hash="def", latent={"k": 4})
+    evaluated(folder, 0.45, hour=10, model="another folder of this name")
+    alike = "gsm8k, 5 runs a problem (step 100), model {}, seed {}, k {}, hash of the data {}"
+    assert scores_of(folder)[:4] == [
+        (alike.format("hash of 100", 0, 10, "abc"), "0.420"),
+        (alike.format("hash of 100", 1, 10, "abc"), "0.430"),
+        (alike.format("hash of 100", 0, 4, "def"), "0.440"),
+        (alike.format("another folder of this name", 0, 10, "abc"), "0.450"),
+    ]
+
+
+def test_samples_of_another_model_in_the_folder_are_named_as_its(tmp_path: Path) -> None:
+    folder = run(tmp_path / "base-grpo")
+    evaluated(folder, 0.42, hour=6)
+    path = next(folder.glob("eval/*"))
+    other = "runs/other/checkpoints/step-000100"
+    path.write_text(path.read_text().replace("runs/base-grpo/checkpoints/step-000100", other))
+    assert scores_of(folder) == [(f"gsm8k, 5 runs a problem ({other})", "0.420")]
 
 
 def test_the_page_is_named_as_it_is_written(tmp_path: Path) -> None:

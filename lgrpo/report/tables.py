@@ -13,7 +13,7 @@ from typing import Any
 from lgrpo import compare, forms
 from lgrpo.history import History, read_lines
 from lgrpo.metrics import METRICS, shown
-from lgrpo.runs.durable import read_json
+from lgrpo.report.evaluated import evaluated
 from lgrpo.text import duration, gigabytes, setting
 
 Table = Sequence[Sequence[str]]  # rows of words; the first is the head
@@ -52,7 +52,7 @@ class Recorded:
             state=_state(record, history),
             headline=_headline(first, best),
             facts=_facts(record, history),
-            scores=[*_held_out(first, best, history), *_evaluated(run, record)],
+            scores=[*_held_out(first, best, history), *(_score_row(*row) for row in evaluated(run, record))],
             numbers=_numbers(history),
             time=_time(record, history),
             samples=_samples(first, best),
@@ -112,25 +112,6 @@ def _interval(score: Mapping[str, Any]) -> tuple[float, float]:
         return compare.interval(shares, 1)
     half = compare.Z * score["pass@1_se"]
     return max(0.0, score["pass@1"] - half), min(1.0, score["pass@1"] + half)
-
-
-def _evaluated(run: Path, record: Mapping[str, Any]) -> Iterator[list[str]]:
-    """A row for the newest evaluation of each benchmark and size, as `lgrpo eval` left them; none from another run.
-
-    A damaged summary is passed over.
-    """
-    newest: dict[tuple[str, int, int], tuple[str, Mapping[str, Any]]] = {}
-    for path in (run / "eval").glob("summary-*.json"):
-        summary = read_json(path) or {}
-        time = str(summary.get("time"))
-        if time >= str(record.get("started")):
-            results = summary.get("results")
-            for entry in filter(forms.SCORE, results if isinstance(results, list) else []):
-                entry = forms.kept(entry, forms.BESIDE_SCORE)
-                key = str(entry.get("benchmark")), entry.get("problems", 0), entry.get("runs", 0)
-                newest[key] = max(newest.get(key, ("", {})), (time, entry), key=lambda one: one[0])
-    for (benchmark, _, runs), (_, entry) in sorted(newest.items()):
-        yield _score_row(f"{benchmark}, {runs} run{'s' * (runs != 1)} a problem", entry)
 
 
 def _facts(record: Mapping[str, Any], history: History) -> Table:
