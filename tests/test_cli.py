@@ -188,7 +188,7 @@ def test_init_then_train_by_name_and_eval_of_several() -> None:
     assert latent["pass@k"] == {}
     assert explicit["against"]["checkpoint"] == "mine"
     table = done("eval", "tiny", "--limit", "2", "--runs", "1", "--samples", "0").stdout.splitlines()
-    assert table[0].split()[:5] == ["checkpoint", "benchmark", "problems", "runs", "Pass@1"]
+    assert table[0].split()[:5] == ["checkpoint", "hash", "benchmark", "problems", "runs"]
     assert len(table) == 2
 
 

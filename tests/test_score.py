@@ -221,7 +221,8 @@ def test_several_benchmarks_and_checkpoints_are_scored_and_compared(
     score.evaluate(EvalOptions(checkpoints=[run_folder, "tiny"], data=data, limit=6, runs=2, samples=2,
                                device="cpu", markdown=True))  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    assert lines[1] == "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    assert sum(line.startswith(f"| {run_folder} (step 1) | {both[0]['model_hash'][:8]} |") for line in lines) == 3
     assert sum(line.startswith("| tiny |") for line in lines) == 6
 
 

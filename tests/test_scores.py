@@ -48,8 +48,8 @@ def _an_ordinary_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def one(checkpoint: str, *entries: dict[str, Any]) -> dict[str, Any]:
-    return {"checkpoint": checkpoint, "results": list(entries)}
+def one(checkpoint: str, *entries: dict[str, Any], **which: Any) -> dict[str, Any]:
+    return {"checkpoint": checkpoint, **which, "results": list(entries)}
 
 
 TWO = [one("runs/a", ENTRY), one("runs/b", ENTRY | {"against": AGAINST})]
@@ -70,12 +70,12 @@ def on_terminal(results: list[dict[str, Any]], width: int) -> str:
 def test_in_a_pipe_a_score_is_a_line() -> None:
     none_valid = {"benchmark": "gsm8k", "pass@k": {}, "invalid": 1.0, "tokens_per_second": None}
     assert in_a_pipe([one("a", ENTRY, ENTRY | none_valid)]) == [
-        "checkpoint  benchmark   problems  runs  Pass@1 (95 %)         pass@1/8/16, noise  latent  explicit  length  "
-        "invalid  tokens/s",
-        "a           arithmetic  1000      5     0.812 [0.787, 0.835]  0.800/0.900/0.950   8.8     5.0       13.8    "
-        "0.4%     10,234",
-        "a           gsm8k       1000      5     0.812 [0.787, 0.835]  -/-/-               -       -         -       "
-        "100.0%   -",
+        "checkpoint  hash  benchmark   problems  runs  Pass@1 (95 %)         pass@1/8/16, noise  latent  explicit  "
+        "length  invalid  tokens/s",
+        "a           -     arithmetic  1000      5     0.812 [0.787, 0.835]  0.800/0.900/0.950   8.8     5.0       "
+        "13.8    0.4%     10,234",
+        "a           -     gsm8k       1000      5     0.812 [0.787, 0.835]  -/-/-               -       -         "
+        "-       100.0%   -",
     ]
 
 
@@ -115,16 +115,40 @@ def test_at_200_columns_a_score_is_a_row() -> None:
 
 def test_markdown_is_tables_and_names_do_not_break_them() -> None:
     lines = markdown([one("a|b", ENTRY), one("runs/b", ENTRY | {"against": AGAINST})]).split("\n")
-    assert lines[0].startswith("| checkpoint | benchmark | problems | runs | Pass@1 (95 %) | pass@1/8/16, noise |")
-    assert lines[1] == "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
-    assert lines[2].startswith("| a\\|b | arithmetic | 1000 | 5 | 0.812 [0.787, 0.835] |")
+    assert lines[0].startswith(
+        "| checkpoint | hash | benchmark | problems | runs | Pass@1 (95 %) | pass@1/8/16, noise |"
+    )
+    assert lines[1] == "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    assert lines[2].startswith("| a\\|b | - | arithmetic | 1000 | 5 | 0.812 [0.787, 0.835] |")
     assert lines[4:] == [
         "",
-        "| against runs/a | benchmark | difference (95 %) |  | won | lost |",
+        "| against a\\|b | benchmark | difference (95 %) |  | won | lost |",
         "|---|---|---:|---:|---:|---:|",
         "| runs/b | arithmetic | +0.051 [+0.041, +0.061] | better | 5 | 1 |",
     ]
     assert all(line.count("|") - line.count("\\|") == lines[0].count("|") for line in lines[:4])
+
+
+STEPS = [
+    one("runs/a", ENTRY, model="runs/a/checkpoints/step-000100", model_hash="0123456789ab"),
+    one("runs/b", ENTRY | {"against": AGAINST}, model="runs/b/checkpoints/walk-000007", model_hash="ba9876543210"),
+    one("runs/b/checkpoints/step-000003", ENTRY, model="runs/b/checkpoints/step-000003", model_hash="c0ffeec0ffee"),
+    one("owner/name", ENTRY, model="owner/name", model_hash=["owner/name", "89abcdef01234567"]),
+]
+
+
+def test_of_a_run_the_step_is_named_and_of_each_checkpoint_the_hash() -> None:
+    lines = in_a_pipe(STEPS)
+    named = [re.split("  +", line)[:2] for line in lines[1:5]]
+    assert named == [["runs/a (step 100)", "01234567"], ["runs/b (walk 7)", "ba987654"],
+                     ["runs/b/checkpoints/step-000003", "c0ffeec0"], ["owner/name", "89abcdef"]]  # fmt: skip
+    assert lines[5] == "against runs/a (step 100), problem by problem"
+    pasted = markdown(STEPS)
+    assert "| runs/b (walk 7) | ba987654 | arithmetic | 1000 |" in pasted
+    assert "| against runs/a (step 100) |" in pasted
+    upright = on_terminal(STEPS[:2], 80)
+    assert "runs/a (step 100)" in upright
+    assert re.search("hash +01234567 +ba987654", upright)
 
 
 def test_answers_that_could_not_be_checked_are_said_in_words() -> None:

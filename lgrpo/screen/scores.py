@@ -1,7 +1,7 @@
 """Scores of `eval`: a table for the terminal, columns for a pipe, Markdown to paste.
 
-All take what `eval --json` prints, as a list: `checkpoint` and its `results`, the later ones with `against`, their
-comparison to the first.
+All take what `eval --json` prints, as a list: `checkpoint`, which one that was, and its `results`, the later ones with
+`against`, their comparison to the first.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from lgrpo.screen.terminal import console_on, line, table
-from lgrpo.text import clean, columns
+from lgrpo.text import checkpoint_name, clean, columns
 
 Row = Mapping[str, Any]  # one entry of `results`, with its `checkpoint`
+_HASH = 8  # of its digits: enough to tell checkpoints apart, and JSON has all of them
 _SHOWN = 3  # problems that flipped, of each kind
 _LETTERS = 100  # of a problem, without a terminal
 _LABEL, _COLUMN = 14, 24  # columns that a line's name and a checkpoint's numbers take, side by side
@@ -30,9 +31,9 @@ def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None
     fits = len(max(columns([head, *cells]), key=len)) <= console.width
     compared = [row for row in rows if "against" in row]
     if fits or not console.is_terminal:
-        table(console, head, cells, words=2)
+        table(console, head, cells, words=3)
         if compared:
-            line(console, Text(f"against {clean(compared[0]['against']['checkpoint'])}, problem by problem"))
+            line(console, Text(f"against {rows[0]['checkpoint']}, problem by problem"))
             table(console, *_comparison(compared), words=2)
     else:
         for name in dict.fromkeys(row["benchmark"] for row in rows):
@@ -48,10 +49,10 @@ def scores(results: Sequence[Row], file: TextIO | None = None, width: int | None
 def markdown(results: Sequence[Row]) -> str:
     """The same as tables to paste."""
     rows = _rows(results)
-    parts = [_markdown_table(*_wide(rows), words=2)]
+    parts = [_markdown_table(*_wide(rows), words=3)]
     if compared := [row for row in rows if "against" in row]:
         head, cells = _comparison(compared)
-        head[0] = f"against {compared[0]['against']['checkpoint']}"
+        head[0] = f"against {rows[0]['checkpoint']}"
         parts.append(_markdown_table(head, cells, words=2))
     parts += [text.translate(_LITERALLY) for text in _unchecked(rows)]
     return "\n\n".join(parts)
@@ -60,10 +61,23 @@ def markdown(results: Sequence[Row]) -> str:
 def _rows(results: Sequence[Row]) -> list[Row]:
     """One a score, with names that a terminal can show."""
     return [
-        {**entry, "checkpoint": clean(str(one["checkpoint"])), "benchmark": clean(str(entry["benchmark"]))}
+        {**entry, "checkpoint": _named(one), "hash": _hash(one), "benchmark": clean(str(entry["benchmark"]))}
         for one in results
         for entry in one["results"]
     ]
+
+
+def _named(one: Row) -> str:
+    """As the user called it; of a run, the checkpoint too that it stood for."""
+    name, model = str(one["checkpoint"]), str(one.get("model"))
+    which = checkpoint_name(model) if model != name else None
+    return clean(name + (f" ({which})" if which else ""))
+
+
+def _hash(one: Row) -> str:
+    """The first digits: of the content, or of a hub's commit."""
+    found = one.get("model_hash")
+    return clean(str((found[-1] if isinstance(found, (list, tuple)) and found else found) or "-"))[:_HASH]
 
 
 def _unchecked(rows: Sequence[Row]) -> list[str]:
@@ -77,9 +91,9 @@ def _unchecked(rows: Sequence[Row]) -> list[str]:
 def _wide(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     ks = _ks(rows)
     noisy = [f"pass@{'/'.join(ks)}, noise"] if ks else []
-    head = ["checkpoint", "benchmark", "problems", "runs", "Pass@1 (95 %)", *noisy]
+    head = ["checkpoint", "hash", "benchmark", "problems", "runs", "Pass@1 (95 %)", *noisy]
     cells = [
-        [row["checkpoint"], row["benchmark"], str(row["problems"]), str(row["runs"]), _pass_at_1(row)]
+        [row["checkpoint"], row["hash"], row["benchmark"], str(row["problems"]), str(row["runs"]), _pass_at_1(row)]
         + (["/".join(_pass_at_k(row, k) for k in ks)] if ks else [])
         + [show(row) for _, show in _MEASURES]
         for row in rows
@@ -100,7 +114,7 @@ def _upright(console: Console, name: str, rows: Sequence[Row]) -> None:
     across = max(1, (console.width - _LABEL) // _COLUMN)
     for start in range(0, len(rows), across):
         part = rows[start : start + across]
-        lines = [["Pass@1", *map(_pass_at_1, part)]]
+        lines = [["hash", *(row["hash"] for row in part)], ["Pass@1", *map(_pass_at_1, part)]]
         lines += [[f"pass@{k}, noise", *(_pass_at_k(row, k) for row in part)] for k in _ks(part)]
         lines += [[name, *map(show, part)] for name, show in _MEASURES]
         if any("against" in row for row in part):
