@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from rich.cells import cell_len
 from test_cli import done, lgrpo
@@ -20,6 +21,7 @@ from test_screen import CONTROL
 from lgrpo import tiny
 from lgrpo.asking.ask import Asker, Wish
 from lgrpo.asking.present import Looks, present
+from lgrpo.cli import main
 from lgrpo.engine import Pace
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
@@ -346,16 +348,54 @@ def test_who_asks_line_by_line_is_answered_line_by_line(model: str) -> None:
         assert it.wait() == 2
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(model: str, data: Path) -> None:
-    command = [sys.executable, "-m", "lgrpo", "sample", "--file", str(data), "--model", model, "-n", "50"]
+@pytest.mark.parametrize("what", [["--file", "problems.jsonl"], [QUESTION, "--json", "--no-chain"]])
+def test_a_reader_that_has_enough_ends_it_quietly(model: str, data: Path, what: list[str]) -> None:
+    command = [sys.executable, "-m", "lgrpo", "sample", *what, "--model", model, "-n", "50"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None
         assert it.stderr is not None
-        assert json.loads(it.stdout.readline())["row"] == 1
+        assert json.loads(it.stdout.readline())["sample"] == 1
         it.stdout.close()
         errors = it.stderr.read()
         assert it.wait() == 1
     assert all(line.startswith("answering ") for line in errors.splitlines()), errors
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+ENDED = "the answer cannot be written to stdout (No space left on device); send it elsewhere, and ask again"
+
+
+@FULL
+@pytest.mark.parametrize("what", [["--file", "problems.jsonl"], [QUESTION, "--json"], [QUESTION]])
+def test_a_stdout_that_is_full_is_one_line(
+    model: str, data: Path, what: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the answer is left in a buffer: it would be an error again when the interpreter ends."""
+    options = main.make_context("lgrpo", ["sample", *what, "--model", model, "--max-response", "9"])
+    with open("/dev/full", "w") as full, monkeypatch.context() as now:
+        now.setattr("lgrpo.cli.terminate_like_ctrl_c", lambda: None)
+        now.setattr(sys, "stdout", full)
+        with pytest.raises(click.UsageError, match=re.escape(ENDED)):
+            main.invoke(options)
+        full.flush()
+
+
+@FULL
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_stdout_is_full_ends_with_code_2(model: str, unbuffered: str) -> None:
+    command = [sys.executable, "-m", "lgrpo", "sample", QUESTION, "--model", model, "--max-response", "9", "--no-chain"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (2, f"Error: {ENDED}\n")
+
+
+def test_without_a_stdout_nothing_is_asked(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = main.make_context("lgrpo", ["sample", QUESTION, "--model", "nowhere"])
+    monkeypatch.setattr("lgrpo.cli.terminate_like_ctrl_c", lambda: None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(click.UsageError, match="there is no stdout to write the answer to"):
+        main.invoke(options)
 
 
 @pytest.mark.parametrize(

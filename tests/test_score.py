@@ -279,3 +279,17 @@ def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(
     monkeypatch.setattr("lgrpo.exam.score.read_problems", lambda *_: read_problems("arithmetic", "test", 1))
     found = results(capsys, run_folder, data=["aime24", "math500", "gpqa", "svamp", "x.jsonl"], runs=None, samples=0)
     assert [entry["runs"] for entry in found["results"]] == [64, 4, 8, 5, 5]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+@pytest.mark.parametrize("form", [{}, {"as_json": True}, {"markdown": True}])
+def test_a_stdout_that_is_full_is_one_line_and_costs_no_sample(
+    run_folder: str, form: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"limit": 2, "runs": 1, "samples": 0, "device": "cpu", **form}
+    with open("/dev/full", "w") as full, monkeypatch.context() as now:
+        now.setattr("sys.stdout", full)
+        with pytest.raises(UserError, match="the answer cannot be written to stdout"):
+            score.evaluate(EvalOptions(checkpoints=[run_folder], **options))
+    (samples,) = Path(run_folder).glob("eval/arithmetic-*.jsonl")
+    assert len(samples.read_text().splitlines()) == 2

@@ -18,6 +18,7 @@ from lgrpo.errors import UserError
 from lgrpo.problems import Problem
 from lgrpo.rollout import Rollout
 from lgrpo.screen import Show
+from lgrpo.stdout import answering
 from lgrpo.verify import Verifier
 
 Row = tuple[str, Problem]  # (place, problem)
@@ -85,8 +86,8 @@ class _Teller:
             right = answer.rollout.valid and self._grader.grade([answer.text], [reference])[0] > 0
             told |= {"reference": reference, "right": right}
             self._graded, self._right = self._graded + 1, self._right + right
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
+        with answering() as stdout:
+            stdout.write(json.dumps(told) + "\n")
         self._told += 1
         self._latent += answer.rollout.latent_length
         self._explicit += answer.rollout.explicit_length

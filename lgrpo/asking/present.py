@@ -14,6 +14,7 @@ from lgrpo.rollout import Part
 from lgrpo.screen import strands
 from lgrpo.screen.chain import Chain
 from lgrpo.screen.terminal import label, note
+from lgrpo.stdout import answering
 from lgrpo.text import TAB, clean
 from lgrpo.verify import Verifier
 
@@ -80,7 +81,8 @@ class _Telling:
     def _finish(self, answer: Answer) -> None:
         text = self._texts.pop(answer.sample)
         if self._looks.as_json:
-            print(json.dumps(self._asker.as_json(answer, self._wish, self._looks.chain)), flush=True)
+            with answering() as stdout:
+                print(json.dumps(self._asker.as_json(answer, self._wish, self._looks.chain)), file=stdout)
         else:
             self._write(text.rest() + "\n")
         if answer.trouble:
@@ -96,8 +98,8 @@ class _Telling:
         self._begun = True
         before = " " * (self._column % TAB)
         whole = (before + text).expandtabs(TAB)
-        sys.stdout.write(clean(whole, lines=True)[len(before) :])
-        sys.stdout.flush()
+        with answering() as stdout:
+            stdout.write(clean(whole, lines=True)[len(before) :])
         self._column = len(whole) - 1 - max(whole.rfind("\n"), whole.rfind("\r"))
 
 

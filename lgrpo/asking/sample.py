@@ -6,6 +6,7 @@ from contextlib import suppress
 from lgrpo.asking.ask import Asker, Wish, question
 from lgrpo.asking.present import Looks, present
 from lgrpo.errors import UserError
+from lgrpo.stdout import answering
 from lgrpo.text import clean
 
 
@@ -30,6 +31,8 @@ def sample(
     with suppress(AttributeError):  # no text is refused for the sake of its encoding
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with answering():  # no stdout, no answer
+        pass
     if file is not None:
         from lgrpo.asking import bulk
 

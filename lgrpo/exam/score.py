@@ -1,7 +1,6 @@
 """`lgrpo eval`: score models on benchmarks, and compare them."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from lgrpo.policy import trained_on
 from lgrpo.report import write_report
 from lgrpo.screen import Show
 from lgrpo.screen.scores import markdown, scores
+from lgrpo.stdout import answering
 from lgrpo.text import clean
 from lgrpo.verify import Verifier
 
@@ -51,10 +51,12 @@ def evaluate(asked: EvalOptions) -> None:
     """
     names = asked.checkpoints or [str(session.newest())]
     if replace(asked, checkpoints=()) == EvalOptions(report=True):  # nothing else is asked
-        _report(names, lambda text: print(clean(text)))
+        _report(names, _answer)
         return
     if asked.as_json and asked.markdown:
         raise UserError("--json and --markdown are two forms of the same answer; choose one")
+    with answering():  # no stdout, no answer
+        pass
     where = session.pick_device(asked.device)
     for name in names:
         session.check_name(name)  # all names first: a wrong one must not cost the minutes of those before it
@@ -67,12 +69,18 @@ def evaluate(asked: EvalOptions) -> None:
     for _, later in scored[1:]:
         _compare(scored[0], later)
     results = [_named(name, ones, asked.seed) for name, ones in scored]
-    if asked.as_json:
-        print(json.dumps(results[0] if len(results) == 1 else results))
-    elif asked.markdown:
-        print(markdown(results))
-    else:
-        scores(results, sys.stdout)
+    with answering() as stdout:
+        if asked.as_json:
+            print(json.dumps(results[0] if len(results) == 1 else results), file=stdout)
+        elif asked.markdown:
+            print(markdown(results), file=stdout)
+        else:
+            scores(results, stdout)
+
+
+def _answer(text: str) -> None:
+    with answering() as stdout:
+        print(clean(text), file=stdout)
 
 
 def _named(name: str, ones: Sequence[Scored], seed: int) -> dict[str, Any]:
@@ -88,9 +96,10 @@ def _report(names: Sequence[str], say: Callable[[str], None]) -> None:
         raise UserError("--report: only runs have a report, and none of these is one; name a folder of runs/")
     for run in runs:
         try:
-            say(f"report: {write_report(run)}")
+            written = write_report(run)
         except OSError as error:
             raise UserError(f"the report of {run} cannot be written: {error.strerror}") from error
+        say(f"report: {written}")
 
 
 def _read(source: str, limit: int | None) -> Benchmark:
