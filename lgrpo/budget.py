@@ -59,8 +59,8 @@ class Budget:
 
 def single_row_too_long() -> UserError:
     return UserError(
-        "out of memory on a single row: shorten it (--set max_response=N, max_prompt=N), take a smaller model or free "
-        "memory on the device; the same command goes on from the latest checkpoint"
+        "out of memory on a single row: free memory on the device, and the same command goes on from the latest "
+        "checkpoint; or begin anew with --out and shorter rows (--set max_response=N, max_prompt=N) or a smaller model"
     )
 
 

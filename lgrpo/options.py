@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,6 +61,20 @@ def recorded(folder: Path) -> InitOptions | TrainOptions | None:
         if name not in declared or not _is_a(value, declared[name]):
             raise damaged
     return kinds[command](**options)
+
+
+def command_line(asked: TrainOptions) -> str:
+    """The command that asks for this, as a shell reads it."""
+    words = ["lgrpo", "train", *([asked.checkpoint] if asked.checkpoint else [])]
+    for name, value in asdict(asked).items():
+        option = "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+        if name == "checkpoint" or value is None or value is False:
+            continue
+        if value is True:
+            words.append(option)
+        for one in () if value is True else value if isinstance(value, (list, tuple)) else (value,):
+            words += [option, f"{one:g}" if isinstance(one, float) else str(one)]
+    return shlex.join(words)
 
 
 def continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOptions:

@@ -9,7 +9,6 @@ all randomness is derived from them and the seed, so a run that goes on is the r
 """
 
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from lgrpo.interrupt import StopRequest
 from lgrpo.learner import Learner
 from lgrpo.memory.device import now_on
 from lgrpo.memory.trial import announce, trial
+from lgrpo.options import TrainOptions, command_line, recorded
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
@@ -159,12 +159,13 @@ def _check(
     if progress.skipped >= IN_A_ROW:
         broken = not_finite(policy.model.named_parameters())
         best, good = run.best(), _last_good(run) if broken else run.latest()  # a step left out changes no weight
-        words = ["lgrpo", "train", str(good), *["--explicit"] * settings.explicit]
-        command = shlex.join([*words, "--lr", f"{settings.lr / 2:g}", "--out", f"{run.folder}-2"])
+        began = recorded(run.folder)
+        asked = began if isinstance(began, TrainOptions) else TrainOptions(explicit=settings.explicit)
+        again = replace(asked, checkpoint=str(good), lr=settings.lr / 2, out=Path(f"{run.folder}-2"))
         error = diverged(
             f"step {progress.step}",
             broken,
-            f"start again from the last good checkpoint with a lower rate and the options this run had, `{command}`; "
+            f"start again from the last good checkpoint with a lower rate, `{command_line(again)}`; "
             f"the best is {best and best.name}",
         )
         run.event("diverged", step=progress.step, what=str(error))

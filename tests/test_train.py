@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -350,9 +351,26 @@ def test_three_steps_in_a_row_that_are_not_finite_end_the_run_with_a_diagnosis(
         "step 4: 3 optimiser steps in a row had a loss or gradient that is not finite; the weights"
     )
     assert "the weights are finite; start again from the last good checkpoint with a lower rate" in message
-    assert f"`lgrpo train {tmp_path / 'checkpoints/step-000003'} --lr 0.0005 --out {tmp_path}-2`" in message
+    assert f"`lgrpo train {tmp_path / 'checkpoints/step-000003'} --out {tmp_path}-2 --lr 0.0005`" in message
     assert [event["step"] for event in told(tmp_path, "diverged")] == [4]
     assert (tmp_path / "report.html").exists()
+
+
+def test_what_a_diverged_run_advises_has_the_options_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "my run"
+    said = {"data": "a b.jsonl", "overrides": ["k=3", "limit=9"], "without": ["masking"], "explicit": True, "seed": 0}
+    with Run.start(folder, "train", [], identity={"seed": 0}, options=said):
+        pass
+    poison(monkeypatch, 2, 3, 4)
+    with pytest.raises(UserError) as caught:
+        run_to(folder, 8, eval_every=1)
+    command = str(caught.value).split("`")[1]
+    words = ["train", str(folder / "checkpoints/step-000001"), "--data", "a b.jsonl", "--out", f"{folder}-2"]
+    words += ["--set", "k=3", "--set", "limit=9", "--lr", "0.0005", "--seed", "0", "--without", "masking", "--explicit"]
+    assert shlex.split(command) == ["lgrpo", *words]
+    assert "--set k=3 --set limit=9" in command
 
 
 def test_a_good_step_later_in_the_batch_does_not_hide_three_bad_ones(
