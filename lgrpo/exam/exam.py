@@ -44,7 +44,7 @@ class Scored(NamedTuple):
     shares: Sequence[float]  # of each problem
     entry: dict[str, Any]  # of `results` in `--json`
     model: str  # the folder or hub name that was asked
-    model_hash: Any  # of its content; of a hub's, its name and commit
+    model_hash: Any  # of its files
 
 
 class Exam:
