@@ -425,7 +425,7 @@ def test_a_policy_without_a_logit_that_is_a_number_ends_after_three_steps(tmp_pa
     with Run.start(tmp_path, "train", []) as run, Show() as show:
         with pytest.raises(UserError, match=r"step 3: 3 optimiser steps in a row .*; 1 tensors hold numbers") as caught:
             train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=9, eval_every=2), Parity("never"), run, show)
-        assert "step-000000 --lr" in str(caught.value)  # what was saved at step 2 is no good checkpoint
+        assert "step-000000 --out" in str(caught.value)  # what was saved at step 2 is no good checkpoint
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["skipped"], line["broken"] > 0) for line in metrics] == [(1.0, True)] * 3
 
