@@ -178,7 +178,7 @@ def train_settings(
     table["explicit"] = (explicit, "you set it" if explicit else "the chain is latent")
     table["k"] = (k, "from the checkpoint")
     table["slots"] = (512, "the rollouts of a whole batch")
-    table["micro_tokens"] = (4096, "keeps the device busy")
+    table.setdefault("micro_tokens", (4096, "keeps the device busy"))
     table["keep_cache"] = (True, "there is memory enough")
     table["checkpointing"] = (False, "there is memory enough")
     switches = {"masking": "mask_invalid", "one-sided": "one_sided", "first-token": "first_token"}

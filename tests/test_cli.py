@@ -38,6 +38,7 @@ SMALL_TRAIN = {
     "max_response": 12,
     "held_out": 4,
     "eval_every": 2,
+    "micro_tokens": 600,
 }
 SMALL_INIT = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 3, "held_out": 4}
 

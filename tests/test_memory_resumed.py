@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_cli import _small, ctrl_c, done, latent, lgrpo, mixed_rewards, policy, record_of, steps_of
 
+from lgrpo import plan
 from lgrpo.latent_sft import schedule
 from lgrpo.memory import reinforcement
 from lgrpo.memory.resumed import as_begun
@@ -30,9 +31,10 @@ def of(run: str, name: str) -> Any:
 
 @pytest.mark.usefixtures("_small", "mixed_rewards")
 def test_with_more_memory_than_at_its_start_training_ends_to_the_bit_as_if_nothing_had_changed(
-    latent: str, room: list[float], ctrl_c: list[int]
+    latent: str, room: list[float], ctrl_c: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums of four bytes taken in another order are others."""
+    monkeypatch.setitem(plan._RECIPES["tiny"], "micro_tokens", (4096, "more than there is room for"))
     train = (*TRAIN[:1], latent, *TRAIN[2:])
     room.append(1e8)
     done(*train, "--out", "whole")
@@ -86,9 +88,9 @@ def test_what_the_user_sets_now_comes_before_what_the_run_began_with(tmp_path: P
     said = {"micro_tokens": {"value": 77}, "slots": {"value": 3}, "lr": {"value": 1.0}}
     (tmp_path / "run.json").write_text(json.dumps({"command": "train", "settings": said}))
     settings, rows = train_settings(Setting("recipe", "tiny", ""), k=4, micro_tokens=88)
-    kept, plan, begun = as_begun(tmp_path, "train", settings, rows, {"micro_tokens"})
+    kept, shown, begun = as_begun(tmp_path, "train", settings, rows, {"micro_tokens"})
     assert (kept.micro_tokens, kept.slots, kept.lr, begun) == (88, 3, settings.lr, {"slots"})
-    assert Setting("slots", 3, "as this run began") in plan
+    assert Setting("slots", 3, "as this run began") in shown
     assert (
         as_begun(tmp_path, "init", settings, rows, set())[2]
         == as_begun(None, "train", settings, rows, set())[2]

@@ -22,7 +22,7 @@ from lgrpo.verify import Verifier
 
 SMALL_TRAIN = {
     "steps": 3, "batch": 2, "update_batch": 1, "draws": 2, "max_response": 12, "held_out": 4, "eval_every": 2,
-    "mask_invalid": False,
+    "micro_tokens": 600, "mask_invalid": False,
 }  # fmt: skip
 SMALL_INIT = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 3, "held_out": 4}
 QUESTIONS = [f"Ann has {n} apples and eats {n % 5}. How many apples are left?" for n in range(7, 13)]

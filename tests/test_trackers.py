@@ -21,7 +21,9 @@ from lgrpo.runs import Run
 from lgrpo.trackers import available, check, finite_numbers, tracking
 
 SMALL_INIT = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 2, "held_out": 4}
-SMALL_TRAIN = {"batch": 2, "update_batch": 1, "draws": 1, "max_response": 12, "held_out": 4, "eval_every": 2}
+SMALL_TRAIN = {
+    "batch": 2, "update_batch": 1, "draws": 1, "max_response": 12, "held_out": 4, "eval_every": 2, "micro_tokens": 600,
+}  # fmt: skip
 
 
 def start(folder: Path, **options: Any) -> Run:
