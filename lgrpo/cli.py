@@ -50,9 +50,9 @@ def shared(function: Callable[..., None], **seed: Any) -> Callable[..., None]:
     return click.option("--seed", type=click.IntRange(0, 2**32 - 1), **seed)(function)
 
 
-def shared_by_runs(function: Callable[..., None]) -> Callable[..., None]:
+def shared_by_train(function: Callable[..., None]) -> Callable[..., None]:
     """The same, where no seed is not the same as 0."""
-    return shared(function, help="Seed of all randomness.  [default: 0, or as the run began]")
+    return shared(function, help="Seed of all randomness.  [default: 0; that of a run of `train` that is named]")
 
 
 def training(function: Callable[..., None]) -> Callable[..., None]:
@@ -116,7 +116,7 @@ def main() -> None:
 @click.option(
     "--lr", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate of the last stage.  [default: recipe]"
 )
-@shared_by_runs
+@shared
 def init(**options: Any) -> None:
     """Give BASE, a causal language model, a latent chain of thought.
 
@@ -155,7 +155,7 @@ def init(**options: Any) -> None:
     help="Mean over the K components, or weighted by the mixture.  [default: weighted for tiny, else published]",
 )
 @click.option("--explicit", is_flag=True, help="The baseline: ordinary GRPO on written chains.  [default: off]")
-@shared_by_runs
+@shared_by_train
 def train(**options: Any) -> None:
     """Reinforce CHECKPOINT, a model with a latent chain.
 

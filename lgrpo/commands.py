@@ -15,8 +15,8 @@ from lgrpo.latent_sft.schedule import Schedule, schedule
 from lgrpo.memory import disk
 from lgrpo.memory import latent_sft as init_memory
 from lgrpo.memory import reinforcement as memory
-from lgrpo.memory.resumed import as_begun
-from lgrpo.options import InitOptions, Options, TrainOptions, continued, recorded
+from lgrpo.memory.resumed import as_begun, cut_of
+from lgrpo.options import InitOptions, Options, TrainOptions, continued, has_more_steps, recorded
 from lgrpo.overrides import read_overrides
 from lgrpo.plan import Setting, TrainSettings
 from lgrpo.policy import Policy, trained_on
@@ -38,7 +38,7 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     where = session.pick_device(asked.device)
     name = asked.base or session.TINY
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
-    start = start_of("init", asked.base, out, anew)
+    start = start_of("init", asked.base, out, asked.overwrite, anew)
     policy = session.load(asked.base, where.value, start.model)
     if policy.latent:
         raise UserError(f"{name} has a latent chain already; `lgrpo train {name}` goes on from there")
@@ -54,7 +54,13 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
         raise UserError(f"--set k={settings.k}: {policy.name} has {tokens} tokens to mix")
     settings, rows = context.settle(policy, settings, rows, chosen)
     settings, rows, begun = as_begun(None if anew else out, "init", settings, rows, chosen)
-    settings, rows = init_memory.settle(policy, settings, rows, {*chosen, *(begun & {"joint_steps"})})
+    short = None
+    try:
+        settings, rows = init_memory.settle(policy, settings, rows, {*chosen, *(begun.keys() & {"joint_steps"})})
+    except UserError as error:
+        if not begun:
+            raise
+        short = error  # of the run that is there: whether it is this one is known below
     problems, source = session.problems_for(policy, asked.data, "train", settings.limit)
     problems, without_chain = need_chain(problems)
     problems, unchecked = session.checkable(problems)
@@ -71,7 +77,10 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     if (start.moved or begun) and asked.overwrite and not unfinished(out, "init", same):
         del policy
         return init(asked, anew=True)
+    if short and unfinished(out, "init", same):
+        raise UserError(f"{short}; or free memory, and the same command goes on from where {out} stands")
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(asked)}
+    facts["cut"] = cut_of(settings, begun)
     with (
         Verifier() as grader,
         Run.start(out, "init", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
@@ -128,7 +137,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     where = session.pick_device(asked.device)
     name = asked.checkpoint or session.TINY
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "explicit-grpo" if asked.explicit else "grpo")
-    start = start_of("train", asked.checkpoint, out, anew)
+    start = start_of("train", asked.checkpoint, out, asked.overwrite, anew)
     source = start.name if asked.checkpoint else None
     policy = session.load(source, where.value, start.model)
     if asked.explicit and policy.latent:
@@ -142,7 +151,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     settings, rows, begun = as_begun(None if anew else out, "train", settings, rows, chosen)
     settings, rows = memory.settle(policy, settings, rows, chosen)
     if start.gone and settings.kl:
-        raise UserError(f"{start.name}, which {out} began from, is gone, and kl compares with its weights; put it back")
+        raise UserError(f"{start.lost}, and kl compares with its weights; {start.remedy}")
     problems, data = session.problems_for(policy, asked.data, "train", settings.limit)
     if not asked.explicit and not session.has_latent_chain(policy, source and start.model, problems, settings):
         session.on_stderr(f"{name} has no latent chain yet: running `lgrpo init` first")
@@ -163,6 +172,9 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
         del policy
         return _train(asked, anew=True)
     facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(replace(asked, checkpoint=source))}
+    facts["cut"] = cut_of(settings, begun)
+    if has_more_steps(out, settings.steps):
+        facts["finished"] = None  # with the new number of steps, in one write: a kill must not leave it finished early
     with (
         Verifier() as grader,
         Run.start(out, "train", settled, identity=same, overwrite=asked.overwrite, **facts) as run,
@@ -172,7 +184,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
         initial = None
         _say_where(show, run, start)
         if start.gone and run.latest() is None:
-            raise UserError(f"{start.name}, which {out} began from, is gone, and no other is undamaged; put it back")
+            raise UserError(f"{start.lost}, and no other checkpoint is undamaged; {start.remedy}")
         if run.resumed and (latest := run.latest()):
             initial = policy if settings.kl else None
             policy.model.to("cpu")  # a device need not hold two models

@@ -18,7 +18,7 @@ class Initial:
         self.trained = trained
         pinned = any(parameter.is_cuda for parameter in trained)  # else a copy takes several times as long
         self.kept = [_on_host(weight, pinned) for weight in weights]
-        self.spare = {weight.shape: torch.empty_like(weight, pin_memory=pinned) for weight in self.kept}
+        self.spare = {_kind(weight): torch.empty_like(weight, pin_memory=pinned) for weight in self.kept}
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -31,19 +31,23 @@ class Initial:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Through a spare tensor of each shape on the host, not on the device: half an exchange could not be undone.
+        """Through a spare tensor of each kind on the host, not on the device: half an exchange could not be undone.
 
         What a tensor waited in is the next one's spare, so nothing is copied within the host. The copies of a device
         follow one another there, and the host waits for the last alone.
         """
         for number, parameter in enumerate(self.trained):
             initial = self.kept[number]
-            today = self.spare[initial.shape]
+            today = self.spare[_kind(initial)]
             today.copy_(parameter, non_blocking=True)
             parameter.copy_(initial, non_blocking=True)
-            self.kept[number], self.spare[initial.shape] = today, initial
+            self.kept[number], self.spare[_kind(initial)] = today, initial
         if any(parameter.is_cuda for parameter in self.trained):
             torch.cuda.synchronize()
+
+
+def _kind(weight: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return weight.shape, weight.dtype
 
 
 def _on_host(weight: Tensor, pinned: bool) -> Tensor:

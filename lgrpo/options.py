@@ -73,7 +73,7 @@ def command_line(asked: TrainOptions) -> str:
         if value is True:
             words.append(option)
         for one in () if value is True else value if isinstance(value, (list, tuple)) else (value,):
-            words += [option, f"{one:g}" if isinstance(one, float) else str(one)]
+            words += [option, str(one)]
     return shlex.join(words)
 
 
@@ -82,14 +82,26 @@ def continued(folder: Path, began: TrainOptions, asked: TrainOptions) -> TrainOp
     given = {name: value for name, value in asdict(asked).items() if value not in (None, ()) and value is not False}
     given |= {"checkpoint": began.checkpoint, "out": folder, "overrides": joined(began.overrides, asked.overrides)}
     merged = replace(began, **given)
-    record = read_json(folder / "run.json") or {}
-    try:
-        done = int(record["settings"]["steps"]["value"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{folder / 'run.json'} is damaged (settings); begin the run again with --overwrite") from error
-    if record.get("finished") and (merged.steps or 0) <= done and not merged.overwrite:
+    done = _steps(folder)
+    if done is None:
+        raise UserError(f"{folder / 'run.json'} is damaged (settings); begin the run again with --overwrite")
+    finished = (read_json(folder / "run.json") or {}).get("finished")
+    if finished and (merged.steps or 0) <= done and not merged.overwrite:
         raise UserError(f"{folder} has finished its {done} steps; `lgrpo eval` scores it, --steps N trains on")
     return merged
+
+
+def has_more_steps(folder: Path, steps: int) -> bool:
+    """Whether a run of so many steps goes on where the one in the folder has ended, or will."""
+    return (done := _steps(folder)) is not None and steps > done
+
+
+def _steps(folder: Path) -> int | None:
+    """Of the plan of the run in a folder; None where it does not say."""
+    try:
+        return int((read_json(folder / "run.json") or {})["settings"]["steps"]["value"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _is_a(value: Any, kind: Any) -> bool:

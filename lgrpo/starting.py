@@ -24,18 +24,20 @@ class Start(NamedTuple):
 
     name: str  # a folder or a hub name; `tiny` is the embedded model
     model: str  # the folder or hub name that is loaded: a checkpoint of the run itself, where the start is gone
-    gone: Any = None  # the hash of a start that is no longer there
+    gone: Any = None  # the hash of a start that is no longer there, or is damaged
     moved: str = ""  # for people, where the run in the folder began from something else than the same words mean now
+    lost: str = ""  # for people, where it is gone
+    remedy: str = ""
 
     def hash(self, policy: Policy) -> Any:
         """Of the start's content; `policy` is `model`, loaded."""
         return self.gone or session.model_hash(policy, self.model)
 
 
-def start_of(command: str, asked: str | None, out: Path, anew: bool = False) -> Start:
+def start_of(command: str, asked: str | None, out: Path, overwrite: bool = False, anew: bool = False) -> Start:
     """What `asked` means where the run of `command` is in `out`, or will be. Raises UserError where there is no such.
 
-    anew: it will be another run than the one that may be there.
+    overwrite: where its start is gone, and `asked` means another by now, the run there is replaced. anew: it is.
     """
     if session.is_tiny(asked) or asked is None:
         return Start(session.TINY, session.find(None))
@@ -45,15 +47,28 @@ def start_of(command: str, asked: str | None, out: Path, anew: bool = False) -> 
     if not isinstance(name, str) or not content or not (_means(asked, name) or _made_from(asked, name)):
         found = session.find(asked)
         return Start(found, found)
+    lost = f"{name}, which {out} began from, is gone"
     if not _is_gone(name):
-        return Start(name, session.find(name), moved=_moved(asked, name, out))
-    gone = f"{name}, which {out} began from, is gone"
+        try:
+            return Start(name, session.find(name), moved=_moved(asked, name, out))
+        except UserError:
+            if command == "init":
+                raise
+            lost = f"{name}, which {out} began from, is damaged"
+    today = _today(asked)
+    other = today is not None and not same_place(today, name)
+    if today is not None and other and overwrite:
+        return Start(today, session.find(today))
+    by_now = f"; {asked} means {today} by now: another --out, or --overwrite, begins from that" if other else ""
+    remedy = by_now.removeprefix("; ") or "put it back"
     if command == "init":
         ended = f"{out} is finished, and `lgrpo train {out}` goes on from there"
-        raise UserError(f"{gone}; {ended if record.get('finished') else 'put it back: it is needed to go on'}")
+        raise UserError(f"{lost}; {ended if record.get('finished') else remedy + ': it is needed to go on'}")
     if checkpoints.latest_saved(out) is None:
-        raise UserError(f"{gone}, and there is no other checkpoint to go on from; put it back")
-    return Start(name, session.find(str(out)), content, f"{gone}, and is not needed to go on")
+        raise UserError(f"{lost}, and there is no other checkpoint to go on from; {remedy}")
+    if record.get("finished") and other:
+        raise UserError(f"{lost}, and {out} is finished{by_now}")
+    return Start(name, session.find(str(out)), content, f"{lost}, and is not needed to go on{by_now}", lost, remedy)
 
 
 def _means(asked: str, name: str) -> bool:
@@ -80,10 +95,18 @@ def _is_gone(name: str) -> bool:
 
 
 def _moved(asked: str, name: str, out: Path) -> str:
-    try:
-        today = checkpoints.candidates(asked)[0]
-    except UserError:  # its run has no checkpoint any more
+    today = _today(asked)
+    if today is None:  # its run has no checkpoint any more
         return f"{out} stays with {name}, which it began from"
     if same_place(today, name) or same_place(asked, name):
         return ""
     return f"{out} stays with {name}, which it began from; {asked} means {today} by now: another --out begins from that"
+
+
+def _today(asked: str) -> str | None:
+    """The checkpoint that `asked` means now; None where it means none."""
+    try:
+        today = checkpoints.candidates(asked)[0]
+    except UserError:
+        return None
+    return None if _is_gone(today) else today  # what is no folder any more may look like a hub name

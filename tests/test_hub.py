@@ -179,3 +179,20 @@ def test_a_run_from_the_hub_goes_on_after_a_commit_that_changed_no_file(cache: P
     ended = done(*command, "3").stderr
     assert f"{NAME}, which run began from, is gone, and is not needed to go on" in ended
     assert "going on with run from step-000002" in ended
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ConnectionError("reset"), TimeoutError("late")]
+)
+def test_a_file_of_the_hub_that_cannot_be_fetched_is_a_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    fetched(cache)
+
+    def failing(name: str, file: str) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", failing)
+    refused = lgrpo(*ASK)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert f"{NAME}: adapter_config.json cannot be fetched" in refused.stderr

@@ -334,6 +334,14 @@ def test_the_initial_weights_trade_places_and_come_back(monkeypatch: pytest.Monk
     assert all(torch.equal(p, weight) for p, weight in zip(first.trainable(), theirs, strict=True))
 
 
+def test_initial_weights_of_two_dtypes_and_one_shape_come_back_exactly() -> None:
+    half, whole = (torch.nn.Parameter(torch.full((3,), 0.7654321, dtype=d)) for d in (torch.bfloat16, torch.float32))
+    initial = Initial([half, whole], [torch.zeros(3, dtype=torch.bfloat16), torch.full((3,), 0.1234567)])
+    with initial.in_place():
+        assert whole.tolist() == torch.full((3,), 0.1234567).tolist()
+    assert whole.tolist() == torch.full((3,), 0.7654321).tolist()
+
+
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, policy: Policy, fails: Callable[[int, bool, int], bool]) -> None:
     """Make `policy.hidden` run out of memory where `fails(positions, with gradient, calls before)`."""
     hidden, calls = policy.hidden, [0]

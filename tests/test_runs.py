@@ -62,15 +62,15 @@ def test_each_process_of_a_run_says_where_it_worked_and_a_move_is_told(tmp_path)
     with start(tmp_path / "a", device="cuda", dtype="torch.bfloat16"):
         pass
     moves = []
-    for device, dtype in (("cuda", "torch.bfloat16"), ("cpu", "torch.float32"), ("cpu", "torch.float32")):
+    for device, dtype in (("cuda:1", "torch.bfloat16"), ("cpu", "torch.float32"), ("cpu", "torch.float32")):
         with start(tmp_path / "a", device=device, dtype=dtype) as run:
             moves.append(run.elsewhere)
-    assert moves == ["", "cuda in bfloat16", ""]
+    assert moves == ["", "cuda:1 in bfloat16", ""]  # the other card of a kind is no move
     record = json.loads((tmp_path / "a/run.json").read_text())
     assert (record["device"], record["dtype"]) == ("cuda", "torch.bfloat16")
-    assert [one["device"] for one in record["resumed"]] == ["cuda", "cpu", "cpu"]
+    assert [one["device"] for one in record["resumed"]] == ["cuda:1", "cpu", "cpu"]
     assert [one["dtype"] for one in lines(tmp_path / "a/events.jsonl")] == [one["dtype"] for one in record["resumed"]]
-    assert _devices(record) == "cuda bfloat16, then cpu float32"
+    assert _devices(record) == "cuda bfloat16, then cuda:1 bfloat16, then cpu float32"
 
 
 @pytest.mark.parametrize("known", [None, 7, [], ["x", {}]])

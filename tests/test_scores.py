@@ -133,7 +133,7 @@ STEPS = [
     one("runs/a", ENTRY, model="runs/a/checkpoints/step-000100", model_hash="0123456789ab"),
     one("runs/b", ENTRY | {"against": AGAINST}, model="runs/b/checkpoints/walk-000007", model_hash="ba9876543210"),
     one("runs/b/checkpoints/step-000003", ENTRY, model="runs/b/checkpoints/step-000003", model_hash="c0ffeec0ffee"),
-    one("owner/name", ENTRY, model="owner/name", model_hash=["owner/name", "89abcdef01234567"]),
+    one("owner/name", ENTRY, model="owner/name", model_hash="89abcdef01234567"),
 ]
 
 

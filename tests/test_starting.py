@@ -114,10 +114,58 @@ def test_where_the_first_weights_are_needed_or_nothing_else_is_left_it_is_one_li
         path.write_text("{}")
     refused = lgrpo(*TRAIN)  # damaged in what only going on needs: its weights are whole
     assert refused.exit_code == 2
-    assert f"{begun}, which x began from, is gone, and no other is undamaged; put it back" in refused.stderr
+    assert f"{begun}, which x began from, is gone, and no other checkpoint is undamaged; put it back" in refused.stderr
     assert not last.exists()
     refused = lgrpo(*TRAIN)
     assert f"{begun}, which x began from, is gone, and there is no other checkpoint to go on from" in refused.stderr
+
+
+def remade(policy: Policy) -> str:
+    """The run `a` anew, with a checkpoint of another name. Returns it."""
+    shutil.rmtree("a")
+    with Run.start(Path("a"), "init", []) as run:
+        return str(run.save("walk-000077", policy.save, score=0.5))
+
+
+def test_a_start_whose_run_was_made_anew_is_not_called_unneeded_in_silence(begun: Path, policy: Policy) -> None:
+    shutil.copytree("x", "y")
+    shutil.copytree("x", "z")
+    shutil.rmtree("z/checkpoints")
+    now = remade(policy)
+    by_now = f"a means {now} by now: another --out, or --overwrite, begins from that"
+    ended = done(*TRAIN)
+    assert ended.stderr.startswith(f"{begun}, which x began from, is gone, and is not needed to go on; {by_now}\n")
+    refused = lgrpo(*TRAIN)
+    assert refused.exit_code == 2
+    assert f"{begun}, which x began from, is gone, and x is finished; {by_now}" in refused.stderr
+    nothing_saved = (*TRAIN[:3], "z", *TRAIN[4:])
+    assert f"and there is no other checkpoint to go on from; {by_now}" in lgrpo(*nothing_saved).stderr
+    for run in ("y", "z"):
+        done(*TRAIN[:3], run, *TRAIN[4:], "--overwrite")
+        assert steps_of(run) == [1, 2, 3]
+        assert record_of(run)["identity"]["checkpoint"] == now
+
+
+def test_a_damaged_start_costs_a_run_that_does_not_need_it_nothing(begun: Path) -> None:
+    weights = begun / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    ended = done(*TRAIN)
+    assert f"{begun}, which x began from, is damaged, and is not needed to go on" in ended.stderr
+    assert steps_of("x") == [1, 2, 3]
+
+
+def test_a_finished_run_that_is_to_go_on_is_not_finished_whatever_kills_it_then(
+    latent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("train", latent, "--out", "x", "--set", "limit=40", "--steps", "1")
+    with monkeypatch.context() as dying:
+        dying.setattr("lgrpo.commands.learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert lgrpo("train", "x", "--steps", "2").exit_code == 130
+    assert record_of("x")["finished"] is None
+    done("train", "x")
+    assert steps_of("x") == [1, 2]
 
 
 def test_an_init_without_its_base_says_so(ctrl_c: list[int]) -> None:

@@ -168,7 +168,8 @@ def fit(shape: Shape, settings: TrainSettings, room: float | None, chosen: Colle
         return settings
     tries = smaller(settings, chosen)
     if "keep_cache" not in chosen:
-        tries = [replace(one, keep_cache=keep) for one in tries for keep in (True, False)]
+        keeps = (True, False) if settings.keep_cache else (False,)
+        tries = [replace(one, keep_cache=keep) for one in tries for keep in keeps]
     updates = [one for one in tries if use(shape, one).update <= room]
     least = replace(tries[-1], slots=1)
     if not updates or use(shape, least).rollouts > room:

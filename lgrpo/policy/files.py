@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lgrpo.errors import UserError
+from lgrpo.errors import UserError, first_line
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -147,3 +147,5 @@ def look_for(source: str | Path, name: str) -> tuple[Path | None, bool]:
         return None, True
     except HfHubHTTPError:  # not given to everybody, or no such repository: whoever reads its configuration says so
         return None, False
+    except OSError as error:  # a network that breaks off, a disk that is full
+        raise UserError(f"{source}: {name} cannot be fetched ({first_line(error)}); try again") from error

@@ -40,11 +40,15 @@ def earlier_processes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def elsewhere(processes: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
-    """Where the last of the processes that said so worked, if not at `where`: "cuda in bfloat16"; else ""."""
+    """Where the last of the processes that said so worked, if not at `where`: "cuda in bfloat16"; else "".
+
+    Two devices of a kind are one: `cuda` and `cuda:1`.
+    """
     known = [[one[name] for one in processes if name in one] for name in where]
     before = [values[-1] if values else now for values, now in zip(known, where.values(), strict=True)]
-    words = (str(value).removeprefix("torch.") for value in before)
-    return " in ".join(words) if before != list(where.values()) else ""
+    then, here = ([str(value).removeprefix("torch.") for value in values] for values in (before, where.values()))
+    alike = [value.split(":")[0] for value in then] == [value.split(":")[0] for value in here]
+    return "" if alike else " in ".join(then)
 
 
 def _git_commit() -> str | None:

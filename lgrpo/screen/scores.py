@@ -75,9 +75,8 @@ def _named(one: Row) -> str:
 
 
 def _hash(one: Row) -> str:
-    """The first digits: of the content, or of a hub's commit."""
-    found = one.get("model_hash")
-    return clean(str((found[-1] if isinstance(found, (list, tuple)) and found else found) or "-"))[:_HASH]
+    """The first digits."""
+    return clean(str(one.get("model_hash") or "-"))[:_HASH]
 
 
 def _unchecked(rows: Sequence[Row]) -> list[str]:
