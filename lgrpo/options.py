@@ -70,10 +70,8 @@ def command_line(asked: TrainOptions) -> str:
         option = "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
         if name == "checkpoint" or value is None or value is False:
             continue
-        if value is True:
-            words.append(option)
-        for one in () if value is True else value if isinstance(value, (list, tuple)) else (value,):
-            words += [option, str(one)]
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option] if one is True else [option, str(one)]
     return shlex.join(words)
 
 

@@ -56,17 +56,18 @@ def start_of(command: str, asked: str | None, out: Path, overwrite: bool = False
                 raise
             lost = f"{name}, which {out} began from, is damaged"
     today = _today(asked)
-    other = today is not None and not same_place(today, name)
-    if today is not None and other and overwrite:
+    if today is not None and same_place(today, name):
+        today = None  # damaged, and nothing else
+    if today is not None and overwrite:
         return Start(today, session.find(today))
-    by_now = f"; {asked} means {today} by now: another --out, or --overwrite, begins from that" if other else ""
+    by_now = f"; {asked} means {today} by now: another --out, or --overwrite, begins from that" if today else ""
     remedy = by_now.removeprefix("; ") or "put it back"
     if command == "init":
         ended = f"{out} is finished, and `lgrpo train {out}` goes on from there"
         raise UserError(f"{lost}; {ended if record.get('finished') else remedy + ': it is needed to go on'}")
     if checkpoints.latest_saved(out) is None:
         raise UserError(f"{lost}, and there is no other checkpoint to go on from; {remedy}")
-    if record.get("finished") and other:
+    if record.get("finished") and today:
         raise UserError(f"{lost}, and {out} is finished{by_now}")
     return Start(name, session.find(str(out)), content, f"{lost}, and is not needed to go on{by_now}", lost, remedy)
 
