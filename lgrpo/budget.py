@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from lgrpo.errors import UserError
+from lgrpo.repeatable import Repeatable
 
 if TYPE_CHECKING:
     from lgrpo.runs import Run
@@ -22,15 +24,19 @@ Report = Callable[[str, int], None]  # name of what was made smaller, and its va
 T = TypeVar("T")
 
 
-def unheard(name: str, value: int) -> None:
-    """A `Report` to nobody."""
+def unheard(*said: object) -> None:
+    """A report to nobody."""
 
 
 class Budget:
-    """`positions` a micro-batch; `report("micro_tokens", positions)` hears of each new value."""
+    """`positions` a micro-batch; `report("micro_tokens", positions)` hears of each new value.
 
-    def __init__(self, positions: int, report: Report = unheard):
+    `on_refused(operation)` hears where sums cannot be taken in the same order each time (repeatable.py).
+    """
+
+    def __init__(self, positions: int, report: Report = unheard, on_refused: Callable[[str], None] = unheard):
         self.positions, self.report = positions, report
+        self.repeatable = Repeatable(on_refused)
 
     def spend(self, cut: Callable[[int], Parts], work: Callable[[Parts], T], undo: Callable[[], None]) -> T:
         """`work(parts)` over the micro-batches `cut(positions)`.
@@ -41,7 +47,7 @@ class Budget:
         while True:
             parts = cut(self.positions)
             try:
-                return work(parts)
+                return self.repeatable.run(partial(work, parts), undo)
             except torch.OutOfMemoryError:
                 pass  # what the failed attempt holds is freed with its traceback, at the end of this block
             undo()
@@ -89,6 +95,17 @@ def reporter(run: Run | None, show: Show) -> Report:
         show.warn(f"out of memory; done again with {name} {value}, and the result is the same")
 
     return smaller
+
+
+def unrepeatable(run: Run | None, show: Show) -> Callable[[str], None]:
+    """What a budget's `on_refused` does in a run: an event, and a word to whoever is watching."""
+
+    def refused(operation: str) -> None:
+        if run is not None:
+            run.event("not_repeatable", operation=operation)
+        show.warn(f"{operation} adds up in another order each time here: the same seed ends a little elsewhere")
+
+    return refused
 
 
 def fewer_rollouts(run: Run | None, show: Show) -> Callable[[str], None]:

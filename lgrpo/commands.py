@@ -79,7 +79,7 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
         return init(asked, anew=True)
     if short and unfinished(out, "init", same):
         raise UserError(f"{short}; or free memory, and the same command goes on from where {out} stands")
-    facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(asked)}
+    facts = {**session.place_of(policy, where.value), "options": _recorded(asked)}
     facts["cut"] = cut_of(settings, begun)
     with (
         Verifier() as grader,
@@ -171,7 +171,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     if (start.moved or begun) and asked.overwrite and not unfinished(out, "train", same):
         del policy
         return _train(asked, anew=True)
-    facts = {"device": where.value, "dtype": str(policy.dtype), "options": _recorded(replace(asked, checkpoint=source))}
+    facts = {**session.place_of(policy, where.value), "options": _recorded(replace(asked, checkpoint=source))}
     facts["cut"] = cut_of(settings, begun)
     if has_more_steps(out, settings.steps):
         facts["finished"] = None  # with the new number of steps, in one write: a kill must not leave it finished early

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lgrpo import evaluate
-from lgrpo.budget import Budget, fewer_rollouts, reporter
+from lgrpo.budget import Budget, fewer_rollouts, reporter, unrepeatable
 from lgrpo.engine import Engine
 from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
@@ -64,7 +64,7 @@ def initialise(
         stages = Stages({"decoder": policy.model}, len(examples), schedule, watch, stop)
         # Weights that are older than the labels, since newer ones were damaged, must not be taught them.
         labels = _load_labels(run) if stages.saved_steps() >= schedule.stage_1_steps else None
-        budget = Budget(schedule.micro_tokens, reporter(run, show))
+        budget = Budget(schedule.micro_tokens, reporter(run, show), unrepeatable(run, show))
         how = LatentSettings(schedule.k), TextSettings(), schedule.max_response, schedule.slots
         engine = Engine(policy, *how, fewer_rollouts(run, show))  # answers the held-out problems
         if (done := stages.saved_steps()) < schedule.steps:

@@ -1,7 +1,7 @@
 """One batch of groups becomes optimiser steps (docs/method.md, 3 to 5)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,10 +32,12 @@ class Learner:
         settings: TrainSettings,
         initial: Policy | None = None,
         on_smaller: Report = unheard,
+        on_refused: Callable[[str], None] = unheard,
     ):
         """`initial`: what the KL is taken to, where `policy` has already moved on from it.
 
-        `on_smaller(name, value)` hears when memory ran out and an optimiser step is done again in smaller parts.
+        `on_smaller(name, value)` hears when memory ran out and an optimiser step is done again in smaller parts,
+        `on_refused(operation)` where the same update would not be the same twice.
         """
         self.policy, self.settings = policy, settings
         for parameter in policy.model.parameters():
@@ -44,7 +46,7 @@ class Learner:
         for parameter in self.trainable:
             parameter.requires_grad_(True)
         self.initial = Initial(self.trainable, (initial or policy).trainable()) if settings.kl else None
-        self.budget = Budget(settings.micro_tokens, on_smaller)
+        self.budget = Budget(settings.micro_tokens, on_smaller, on_refused)
         self.optimizer = Optimizer(
             self.trainable,
             settings.lr,

@@ -48,6 +48,12 @@ def pick_device(asked: str | None) -> Setting:
     return Setting("device", asked, "you set it")
 
 
+def place_of(policy: Policy, device: str) -> dict[str, Any]:
+    """What the rounding of a policy's numbers depends on, for the record of a run."""
+    threads = {"threads": torch.get_num_threads()} if policy.device.type == "cpu" else {}
+    return {"device": device, "dtype": str(policy.dtype), **threads}
+
+
 def is_tiny(source: str | None) -> bool:
     """Whether the embedded model is meant: by no name, or by its own where nothing here has it."""
     return source is None or (source == TINY and not Path(TINY).exists())

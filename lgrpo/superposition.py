@@ -117,7 +117,7 @@ def perturb(
     """
     k, size, column = settings.k, values.shape[-1], noise_scale[:, None]
     probabilities = values.exp()
-    cumulative = probabilities.cumsum(-1)
+    cumulative = running_sum(probabilities)
     rank = torch.arange(size, device=values.device)
     candidate = (cumulative - probabilities < settings.top_p) | (rank < k)
 
@@ -132,6 +132,11 @@ def perturb(
     out_of_reach = values[:, -1] < values[:, k - 1] - NOISE_WIDTH * noise_scale
     proven = out_of_reach | (cumulative[:, -1] >= settings.top_p) | (size == vocabulary)
     return Choice(tokens.gather(1, place), scores, values.gather(1, place), proven)
+
+
+def running_sum(values: Tensor) -> Tensor:
+    """Of each row, [N, M]. The only row of a tensor, a GPU would add up in an order that differs from time to time."""
+    return values.cumsum(-1) if len(values) > 1 else values.expand(2, -1).cumsum(-1)[:1]
 
 
 def complete(

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from lgrpo import evaluate
-from lgrpo.budget import fewer_rollouts, reporter
+from lgrpo.budget import fewer_rollouts, reporter, unrepeatable
 from lgrpo.divergence import IN_A_ROW, diverged, not_finite
 from lgrpo.engine import Engine
 from lgrpo.groups import Drawn, Grader, Group, Sampler
@@ -71,7 +71,7 @@ def train(
     engine = Engine(policy, *how, fewer_rollouts(run, show))
     sampler = Sampler(policy, engine, problems, grader, settings, show.phase)
     watch = Watch(run, show)
-    learner = Learner(policy, settings, initial, reporter(run, show))
+    learner = Learner(policy, settings, initial, reporter(run, show), unrepeatable(run, show))
     progress = _resume(run, learner)
     if run.finished and progress.step < settings.steps:
         run.update(finished=None)

@@ -96,3 +96,29 @@ def test_a_kl_to_weights_on_the_host_starts_at_zero(checkpointing: bool) -> None
     assert all(kept.is_pinned() for kept in learner.initial.kept)
     assert abs(learner.learn(groups)["kl"]) < 1e-4  # attention may take another kernel without a gradient
     assert learner.learn(groups)["kl"] > 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_update_twice_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    """Prompts so long that attention's gradient would be taken in pieces, in whatever order these are done."""
+
+    def fresh() -> Policy:
+        made = models.policy("llama", dtype, hidden_size=256, num_key_value_heads=4)
+        made.model.to("cuda")
+        return made
+
+    asked = [Request(models.prompt(512, row // 8), row, latent=True) for row in range(128)]
+    rollouts = Engine(fresh(), LATENTS, TEXTS, 96, 128).generate(asked)
+    groups = [Group(Problem(str(at), "1"), rollouts[at : at + 8], [1.0, 0.0] * 4) for at in range(0, 128, 8)]
+    settings, _ = train_settings(
+        Setting("recipe", "low", ""), k=LATENTS.k, mask_invalid=False, lr=1e-3, batch=16, update_batch=8,
+    )  # fmt: skip
+    refused: list[str] = []
+    weights = []
+    for _ in range(4):
+        policy = fresh()
+        Learner(policy, settings, on_refused=refused.append).learn(groups)
+        weights.append([parameter.detach() for parameter in policy.trainable()])
+    assert refused == []
+    first, *others = weights
+    assert all(torch.equal(ours, theirs) for other in others for ours, theirs in zip(first, other, strict=True))

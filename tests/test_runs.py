@@ -70,7 +70,20 @@ def test_each_process_of_a_run_says_where_it_worked_and_a_move_is_told(tmp_path)
     assert (record["device"], record["dtype"]) == ("cuda", "torch.bfloat16")
     assert [one["device"] for one in record["resumed"]] == ["cuda:1", "cpu", "cpu"]
     assert [one["dtype"] for one in lines(tmp_path / "a/events.jsonl")] == [one["dtype"] for one in record["resumed"]]
-    assert _devices(record) == "cuda bfloat16, then cuda:1 bfloat16, then cpu float32"
+    assert _devices(record) == "cuda in bfloat16, then cuda:1 in bfloat16, then cpu in float32"
+
+
+def test_another_number_of_threads_rounds_in_another_way(tmp_path):
+    moves = []
+    for threads in ({}, {"threads": 1}, {"threads": 1}, {"threads": 4}):
+        with start(tmp_path / "a", device="cpu", dtype="torch.float32", **threads) as run:
+            moves.append(run.elsewhere)
+    with start(tmp_path / "a", device="cuda", dtype="torch.float32") as run:
+        moves.append(run.elsewhere)
+    here = "cpu in float32"
+    assert moves == ["", "", "", f"{here} with 1 thread", here]
+    record = json.loads((tmp_path / "a/run.json").read_text())
+    assert _devices(record) == f"{here}, then {here} with 1 thread, then {here} with 4 threads, then cuda in float32"
 
 
 @pytest.mark.parametrize("known", [None, 7, [], ["x", {}]])

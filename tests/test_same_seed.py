@@ -25,6 +25,8 @@ SMALL_TRAIN = {
     "micro_tokens": 600, "mask_invalid": False,
 }  # fmt: skip
 SMALL_INIT = {"batch": 4, "warm_up_steps": 1, "decoder_steps": 1, "walk_steps": 3, "held_out": 4}
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 QUESTIONS = [f"Ann has {n} apples and eats {n % 5}. How many apples are left?" for n in range(7, 13)]
 UNLIKE = {
     "time",
@@ -32,6 +34,7 @@ UNLIKE = {
     "finished",
     "argv",
     "memory",
+    "peak",
     "tokens_per_second",
     "seconds",
     "tokens_per_s",
@@ -121,13 +124,14 @@ def weights_of(left: dict[str, Any]) -> list[torch.Tensor]:
 
 
 @pytest.mark.usefixtures("mixed_rewards")
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("command", ["init", "train"])
 def test_training_twice_is_the_same_to_the_bit(
-    command: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, device: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, states, metrics, events, plan and samples; with another seed, other weights. On a CPU (docs/runs.md)."""
+    """Weights, states, metrics, events, plan and samples; with another seed, other weights."""
     start = [model] if command == "train" else []
-    options = [command, *start, "--device", "cpu", "--set", "limit=40", "--data", "arithmetic", "--out", "run"]
+    options = [command, *start, "--device", device, "--set", "limit=40", "--data", "arithmetic", "--out", "run"]
     first = in_folder(tmp_path / "a", monkeypatch, *options, "--seed", "5")
     again = in_folder(tmp_path / "b", monkeypatch, *options, "--seed", "5")
     other = in_folder(tmp_path / "c", monkeypatch, *options, "--seed", "6")
@@ -140,10 +144,11 @@ def test_training_twice_is_the_same_to_the_bit(
     assert first[1]["run/metrics.jsonl"] != other[1]["run/metrics.jsonl"]
 
 
-def test_evaluating_twice_is_the_same(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_evaluating_twice_is_the_same(device: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores and every sample; another seed answers otherwise."""
-    options = ["eval", model, "--data", "arithmetic", "--limit", "4", "--runs", "2", "--samples", "2", "--json"]
-    options += ["--max-response", "24"]
+    options = ["eval", model, "--device", device, "--data", "arithmetic", "--limit", "4", "--runs", "2", "--json"]
+    options += ["--samples", "2", "--max-response", "24"]
     first = in_folder(tmp_path / "a", monkeypatch, *options, "--seed", "5")
     again = in_folder(tmp_path / "b", monkeypatch, *options, "--seed", "5")
     other = in_folder(tmp_path / "c", monkeypatch, *options, "--seed", "6")
@@ -159,11 +164,14 @@ def samples_of(left: dict[str, Any]) -> list[Any]:
     return sorted(({k: v for k, v in row.items() if k != "problem"} for row in rows), key=str)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("as_file", [False, True])
-def test_sampling_twice_is_the_same(as_file: bool, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_twice_is_the_same(
+    as_file: bool, device: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS))
     what = ["--file", str(tmp_path / "problems.jsonl")] if as_file else [QUESTIONS[0], "--json"]
-    options = ["sample", *what, "--model", model, "-n", "3", "--explore", "--max-response", "16"]
+    options = ["sample", *what, "--model", model, "--device", device, "-n", "3", "--explore", "--max-response", "16"]
 
     def told(seed: int) -> list[Any]:
         return [timeless(json.loads(line)) for line in done(*options, "--seed", str(seed)).stdout.splitlines()]

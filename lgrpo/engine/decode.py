@@ -111,7 +111,7 @@ def _sample(values: Tensor, candidates: Tensor, draw: Tensor, temperature: Tenso
     # Temperature 0 is the most probable token: no noise, and any finite temperature for the nucleus.
     scaled = values / torch.where(temperature > 0, temperature, 1.0)[:, None]
     probabilities = scaled.softmax(-1)
-    outside = probabilities.cumsum(-1) - probabilities >= text.top_p
+    outside = superposition.running_sum(probabilities) - probabilities >= text.top_p
     noisy = scaled.masked_fill(outside, -torch.inf) + draw * (temperature > 0)[:, None]
     choice = noisy.argmax(-1, keepdim=True)
     return candidates.gather(1, choice)[:, 0]

@@ -14,6 +14,7 @@ from lgrpo import compare, forms
 from lgrpo.history import History, read_lines
 from lgrpo.metrics import METRICS, shown
 from lgrpo.report.evaluated import evaluated
+from lgrpo.runs.provenance import place
 from lgrpo.text import duration, gigabytes, setting
 
 Table = Sequence[Sequence[str]]  # rows of words; the first is the head
@@ -135,10 +136,9 @@ def _facts(record: Mapping[str, Any], history: History) -> Table:
 
 
 def _devices(record: Mapping[str, Any]) -> str:
-    """Device and dtype of the processes that worked on the run, one after the other."""
-    processes = (record, *record.get("resumed", []))
-    known = (" ".join(str(one[n]).removeprefix("torch.") for n in ("device", "dtype") if n in one) for one in processes)
-    return ", then ".join(name for name, _ in groupby(filter(None, known)))
+    """Where the processes that worked on the run did, one after the other."""
+    known = filter(None, map(place, (record, *record.get("resumed", []))))
+    return ", then ".join(name for name, _ in groupby(known))
 
 
 def _numbers(history: History) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 from lgrpo import __version__
 from lgrpo.runs.durable import now
 
-WHERE = ("device", "dtype")  # of a process; a run may go on elsewhere
+WHERE = ("device", "dtype", "threads")  # of a process; a run may go on elsewhere
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "safetensors", "tokenizers", "math-verify")
 
 
@@ -39,16 +39,22 @@ def earlier_processes(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in known if isinstance(one, dict)] if isinstance(known, list) else []
 
 
+def place(process: Mapping[str, Any]) -> str:
+    """Where a process says that it worked, as far as it does: "cpu in float32 with 2 threads"."""
+    known = " in ".join(str(process[name]).removeprefix("torch.") for name in ("device", "dtype") if name in process)
+    threads = process.get("threads") if str(process.get("device")).startswith("cpu") else None
+    return f"{known} with {threads} thread{'s' * (threads != 1)}" if threads else known
+
+
 def elsewhere(processes: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> str:
-    """Where the last of the processes that said so worked, if not at `where`: "cuda in bfloat16"; else "".
+    """The `place` of the last of the processes that said so, if not `where`; else "".
 
     Two devices of a kind are one: `cuda` and `cuda:1`.
     """
-    known = [[one[name] for one in processes if name in one] for name in where]
-    before = [values[-1] if values else now for values, now in zip(known, where.values(), strict=True)]
-    then, here = ([str(value).removeprefix("torch.") for value in values] for values in (before, where.values()))
-    alike = [value.split(":")[0] for value in then] == [value.split(":")[0] for value in here]
-    return "" if alike else " in ".join(then)
+    known = {name: [one[name] for one in processes if name in one] for name in where}
+    before = {name: values[-1] if values else where[name] for name, values in known.items()}
+    then, here = ({name: str(value).split(":")[0] for name, value in one.items()} for one in (before, where))
+    return "" if then == here else place(before)
 
 
 def _git_commit() -> str | None:
