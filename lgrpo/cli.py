@@ -3,7 +3,6 @@
 Importing this file must stay cheap: `lgrpo --help` loads neither torch nor transformers.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ from typing import Any
 import click
 
 from lgrpo import __version__
-from lgrpo.errors import UserError
-from lgrpo.interrupt import Stopped, terminate_like_ctrl_c
-from lgrpo.text import clean
+from lgrpo.people import People, helping, telling
 
 DATA_HELP = (
     "JSON lines, JSON, CSV, Parquet or GSM8K-Aug text file, or a hub name; `arithmetic` is the built-in generator.  "
@@ -21,30 +18,9 @@ DATA_HELP = (
 )
 
 
-class People(click.Group):
-    """What a user can mend is said in one line, the remedy in it, and ends with code 2."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # as they are used, not by the alphabet
-
-    def invoke(self, ctx: click.Context) -> Any:
-        terminate_like_ctrl_c()
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            raise click.UsageError(clean(str(error))) from None
-        except click.UsageError as error:
-            where = error.ctx.command_path if error.ctx else ctx.command_path
-            raise click.UsageError(f"{clean(error.format_message())} (see `{where} --help`)") from None
-        except Stopped:
-            sys.exit(130)
-        except KeyboardInterrupt:
-            click.echo("Stopped.", err=True)
-            sys.exit(130)
-
-
 def shared(function: Callable[..., None], **seed: Any) -> Callable[..., None]:
     """Options every command has."""
+    function = helping(function)
     function = click.option("--device", help="cpu, cuda, cuda:1, ...  [default: the first GPU, else the CPU]")(function)
     seed = seed or {"default": 0, "show_default": True, "help": "Seed of all randomness."}
     return click.option("--seed", type=click.IntRange(0, 2**32 - 1), **seed)(function)
@@ -88,7 +64,7 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group(
     cls=People,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"max_content_width": 100},
     epilog="""\b
     Examples:
       lgrpo train                      init, then reinforcement, of the embedded model: minutes
@@ -96,7 +72,8 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
       lgrpo eval runs/tiny-init runs/tiny-grpo
     """,
 )
-@click.version_option(__version__, prog_name="lgrpo")
+@telling(lambda _: f"lgrpo, version {__version__}", "--version", help="Show the version and exit.")
+@helping
 def main() -> None:
     """Teach a language model to reason in latent space, and reinforce it, on one GPU (or a CPU)."""
 

@@ -349,7 +349,7 @@ def test_help_is_quick_to_come_because_nothing_heavy_is_imported() -> None:
 def test_every_option_says_its_default(command: str) -> None:
     made = main.commands[command]
     context = click.Context(made, info_name=command)
-    options = [option for option in made.params if isinstance(option, click.Option)]
+    options = [option for option in made.params if isinstance(option, click.Option) and option.name != "help"]
     assert 0 < len(options) <= 13
     for option in options:
         record = option.get_help_record(context)

@@ -373,7 +373,7 @@ def test_a_stdout_that_is_full_is_one_line(
     """Nothing of the answer is left in a buffer: it would be an error again when the interpreter ends."""
     options = main.make_context("lgrpo", ["sample", *what, "--model", model, "--max-response", "9"])
     with open("/dev/full", "w") as full, monkeypatch.context() as now:
-        now.setattr("lgrpo.cli.terminate_like_ctrl_c", lambda: None)
+        now.setattr("lgrpo.people.terminate_like_ctrl_c", lambda: None)
         now.setattr(sys, "stdout", full)
         with pytest.raises(click.UsageError, match=re.escape(ENDED)):
             main.invoke(options)
@@ -392,7 +392,7 @@ def test_a_command_whose_stdout_is_full_ends_with_code_2(model: str, unbuffered:
 
 def test_without_a_stdout_nothing_is_asked(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = main.make_context("lgrpo", ["sample", QUESTION, "--model", "nowhere"])
-    monkeypatch.setattr("lgrpo.cli.terminate_like_ctrl_c", lambda: None)
+    monkeypatch.setattr("lgrpo.people.terminate_like_ctrl_c", lambda: None)
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(click.UsageError, match="there is no stdout to write the answer to"):
         main.invoke(options)
