@@ -12,6 +12,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 
 LEAST = 16  # positions of a chain or a response: fewer cannot hold an answer
+MARGIN = 8  # positions that the tokenizer may add to a text's bytes
 AFTER_PROMPT = ("max_response", "max_chain")  # each follows a prompt of at most max_prompt
 S = TypeVar("S", TrainSettings, Schedule)
 
@@ -30,14 +31,21 @@ def positions_of(policy: Policy) -> float:
     return min([math.inf if positions is None else positions, *original])
 
 
-def check_room(policy: Policy, rows: Iterable[tuple[str, Problem]], max_response: int, latent: bool) -> None:
+def sure_of_room(policy: Policy, max_response: int) -> float:
+    """A problem of fewer bytes leaves room for the longest response: no token is less than a byte."""
+    return positions_of(policy) - max_response - len(policy.asked("")) - MARGIN
+
+
+def check_room(policy: Policy, rows: Iterable[tuple[str, Problem]], max_response: int) -> None:
     """Raises UserError, naming the row, where a prompt and the longest response are more than the model has positions.
 
     rows: (what a person calls it, the problem).
     """
-    positions = positions_of(policy)
+    positions, sure = positions_of(policy), sure_of_room(policy, max_response)
     for place, one in rows:
-        length = len(policy.prompt_ids(one.problem, latent))
+        if len(one.problem.encode("utf-8", "surrogatepass")) < sure:
+            continue
+        length = len(policy.asked(one.problem))
         if length + max_response > positions:
             left = positions - length
             remedy = f", or give --max-response {left:g}" if left > 0 else ""
@@ -57,7 +65,7 @@ def settle_asked(
     """
     room, length = positions_of(policy), settings.max_response
     left = room - length
-    if chosen and left <= len(policy.prompt_ids("", policy.latent)):
+    if chosen and left <= len(policy.asked("")):
         raise UserError(
             f"--max-response {length} leaves a prompt no room in the {room:g} positions of {policy.name}; give fewer"
         )

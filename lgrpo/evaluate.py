@@ -149,7 +149,7 @@ def answer_each(
     step = 4 * engine.slots  # handed to the engine at a time: long enough for few slots to idle at the end
     for start in range(0, len(asked), step):
         part = asked[start : start + step]
-        prompts = {place: tuple(policy.prompt_ids(problems[place].problem, policy.latent)) for place, _ in part}
+        prompts = {place: policy.asked(problems[place].problem) for place, _ in part}
         requests = [
             Request(
                 prompts[one.problem],

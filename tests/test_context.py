@@ -82,12 +82,12 @@ def test_what_was_chosen_is_refused(chosen: dict[str, int], message: str) -> Non
 def test_a_prompt_and_its_response_take_every_position_and_no_more() -> None:
     small = policy(64)
     length = len(small.prompt_ids("3", small.latent))
-    context.check_room(policy(length + 5), [("row 1", Problem("3", "3"))], 5, latent=True)
+    context.check_room(policy(length + 5), [("row 1", Problem("3", "3"))], 5)
     row = f"row 2: a prompt of {length} positions and a response of 5 are more than the"
     with pytest.raises(UserError, match=f"{row} {length + 4} of .*; shorten .* give --max-response 4$"):
-        context.check_room(policy(length + 4), [("row 2", Problem("3", "3"))], 5, latent=True)
+        context.check_room(policy(length + 4), [("row 2", Problem("3", "3"))], 5)
     with pytest.raises(UserError, match=f"{row} {length} of .*; shorten it or leave it out$"):
-        context.check_room(policy(length), [("row 2", Problem("3", "3"))], 5, latent=True)
+        context.check_room(policy(length), [("row 2", Problem("3", "3"))], 5)
 
 
 def asked(positions: int, chosen: int | None = None, trained: int | None = None) -> tuple[int, int, list[str]]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -415,6 +416,36 @@ def test_a_bad_line_is_named_before_anything_is_answered(model: str, name: str, 
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert message in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("source", ["rows.jsonl", "-"])
+def test_a_foreign_model_is_measured_with_the_prompt_it_is_asked(
+    model: str, latent: bool, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its answers says whether it has a latent chain, and a latent prompt is longer by its `<think>`."""
+    shutil.copytree(model, "foreign")
+    Path("foreign/lgrpo.json").unlink()
+    template = Path("foreign/chat_template.jinja")
+    template.write_text(template.read_text().replace("<think>", ""))  # else both prompts end with it
+    monkeypatch.setattr("lgrpo.session.has_latent_chain", lambda *_: latent)
+    policy = Policy.load("foreign")
+    text = "long " * 404 + "."
+    length = len(policy.prompt_ids(text, latent))
+    assert length == len(policy.prompt_ids(text, not latent)) + (1 if latent else -1)
+    lines = "".join(json.dumps({"problem": one}) + "\n" for one in ["3 + 4?", text])
+    Path("rows.jsonl").write_text(lines)
+    room = 2048 - length
+    ask = ["sample", "--file", source, "--model", "foreign", "--max-response"]
+    asked = rows(done(*ask, str(room), stdin=lines).stdout)
+    assert [one["settings"]["latent"] for one in asked] == [latent, latent]
+    assert 0 < asked[1]["latent_length"] + asked[1]["explicit_length"] <= room
+    refused = lgrpo(*ask, str(room + 1), stdin=lines)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    wrong = (
+        f"{'stdin' if source == '-' else source}, line 2: a prompt of {length} positions and a response of {room + 1}"
+    )
+    assert f"Error: {wrong} are more than the 2048 of foreign" in refused.stderr
 
 
 def test_what_cannot_be_asked_is_refused(model: str, data: Path) -> None:

@@ -100,11 +100,15 @@ class Asker:
         )
         self._met = False
 
-    def meet(self, problems: Sequence[Problem]) -> None:
-        """Before they are asked: find out, once, whether a foreign model has a latent chain."""
+    def meet(self, rows: Sequence[tuple[str, Problem]]) -> None:
+        """Before problems are asked: find out, once, whether a foreign model has a latent chain, and if they fit.
+
+        rows: (what a person calls it, the problem). Raises UserError where one leaves the model no room for a response.
+        """
         if not self._met:
-            self.policy.card = recognised(self.policy, self.name, problems, self.settings)
+            self.policy.card = recognised(self.policy, self.name, [one for _, one in rows], self.settings)
             self._met = True
+        context.check_room(self.policy, rows, self.settings.max_response)
 
     def noise_scale(self, wish: Wish) -> float:
         return self.settings.noise_scale if wish.explore is True else float(wish.explore)
@@ -114,7 +118,7 @@ class Asker:
 
     def requests(self, problem: Problem, wish: Wish) -> list[Request]:
         """One a sample. A draw depends on seed, problem and sample, and on nothing else that is asked."""
-        prompt = tuple(self.policy.prompt_ids(problem.problem, self.policy.latent))
+        prompt = self.policy.asked(problem.problem)
         how = self.policy.latent, self.noise_scale(wish), self.temperature(wish)
         return [Request(prompt, noise.row_key(wish.seed, problem.key, n), *how) for n in range(wish.samples)]
 
@@ -134,8 +138,7 @@ class Asker:
         `on_steps(sample, part, text)` hears of the positions of each as they come, `on_end` of each answer as it ends.
         Raises UserError where the problem leaves the model no room for them.
         """
-        self.meet([problem])
-        context.check_room(self.policy, [("the problem", problem)], self.settings.max_response, self.policy.latent)
+        self.meet([("the problem", problem)])
         texts = [Unfolding(self.policy) for _ in range(wish.samples)]
         first: dict[int, float] = {}
         answers: dict[int, Answer] = {}

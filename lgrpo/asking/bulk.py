@@ -25,7 +25,6 @@ Row = tuple[str, Problem]  # (place, problem)
 
 STDIN = "-"
 PATIENCE = 0.05  # seconds: what arrives on stdin within them is answered together
-MARGIN = 8  # positions that the tokenizer may add to a text's bytes
 
 
 def answer_file(source: str, load: Callable[[Callable[[str], None]], Asker], wish: Wish, chain: bool) -> None:
@@ -37,19 +36,15 @@ def answer_file(source: str, load: Callable[[Callable[[str], None]], Asker], wis
     # A panel on the terminal that the answers go to would be torn apart by them.
     with Show(live=False if sys.stdout.isatty() else None) as show, Verifier() as grader:
         asker = load(show.warn)
-        if longest >= _certain(asker):
-            for row in read_to_ask(source):
-                _check_room(asker, row)
         most = max(1, 4 * asker.engine.slots // wish.samples)
+        if source != STDIN:
+            _check_room(asker, source, longest, most)
         parts = (_arriving if source == STDIN else _parts)(read_to_ask(source), most)
         show.stage(f"answering {'stdin' if source == STDIN else source}", count)
         teller = _Teller(asker, wish, chain, grader, show)
         for part in parts:
-            for row in part if source == STDIN else ():
-                _check_room(asker, row)
-            problems = [problem for _, problem in part]
-            asker.meet(problems)
-            teller.answer(problems)
+            asker.meet(part)
+            teller.answer([problem for _, problem in part])
         if trouble := grader.trouble():
             show.warn(trouble)
 
@@ -114,16 +109,12 @@ def _look_through(source: str) -> tuple[int, int]:
     return count, longest
 
 
-def _certain(asker: Asker) -> float:
-    """Bytes of a problem that are certain to fit: a token is a byte at least."""
-    empty = len(asker.policy.prompt_ids("", latent=True))
-    return context.positions_of(asker.policy) - asker.settings.max_response - empty - MARGIN
-
-
-def _check_room(asker: Asker, row: Row) -> None:
-    """Of a latent prompt, the longer one: whether a foreign model has a latent chain is not known yet."""
-    if len(row[1].problem.encode()) >= _certain(asker):
-        context.check_room(asker.policy, [row], asker.settings.max_response, latent=True)
+def _check_room(asker: Asker, source: str, longest: int, most: int) -> None:
+    """Of all rows of a file, before the first is answered; where the longest is certain to fit, all are."""
+    for part in _parts(read_to_ask(source), most):
+        asker.meet(part)
+        if longest < context.sure_of_room(asker.policy, asker.settings.max_response):
+            return
 
 
 def _parts(rows: Iterator[Row], most: int) -> Iterator[list[Row]]:

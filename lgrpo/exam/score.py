@@ -145,7 +145,7 @@ def _checkpoint(
     policy.card = ask.recognised(policy, name, benchmarks[0].problems, settings)
     for benchmark in benchmarks:
         rows = ((f"{benchmark.name}, {one.problem[:NAMED]!r}", one) for one in benchmark.problems)
-        context.check_room(policy, rows, settings.max_response, policy.latent)
+        context.check_room(policy, rows, settings.max_response)
         if known := trained_on.count(policy.trained_on, benchmark.problems):
             show.warn(
                 f"{known} of the {len(benchmark.problems)} problems of {benchmark.name} are among those {name} was "

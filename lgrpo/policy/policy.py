@@ -94,7 +94,7 @@ class Policy:
         model = model.to(device).eval()
         try:
             policy = cls(model, tokenizer, card, Path(source).name)
-            policy.prompt_ids("", latent=policy.latent)
+            policy.asked("")
         except UserError:
             raise
         except Exception as error:  # a tokenizer with entries of another type fails where it is first used
@@ -152,6 +152,10 @@ class Policy:
         if latent and not text.rstrip().endswith(BEGIN):
             ids += self.begin_ids
         return ids
+
+    def asked(self, problem: str) -> tuple[int, ...]:
+        """The prompt of a problem as this policy is asked, latent or not: what is measured is what it will read."""
+        return tuple(self.prompt_ids(problem, self.latent))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of hard tokens, without special ones."""
