@@ -104,6 +104,9 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
         except KeyboardInterrupt:
             show.say(f"stopped; the same command goes on from where {out} stands")
             raise Stopped from None
+        finally:
+            if trouble := grader.trouble():
+                show.warn(trouble)
         show.say(f"saved {run.best()}, report {out / PAGE}; next: lgrpo train {out}")
     return out
 

@@ -1,7 +1,8 @@
 """Scores of a policy on a set of problems (docs/method.md, 7): Pass@1, pass@k, lengths, invalid share."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from statistics import fmean
@@ -43,6 +44,8 @@ class Graded(Protocol):
     def latent_length(self) -> int: ...
     @property
     def explicit_length(self) -> int: ...
+    @property
+    def unchecked(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Score:
     length: float
     invalid: float  # share of responses that reached the length limit
     pass_at_k: dict[int, float] = field(default_factory=dict)  # noise on, unbiased
+    unchecked: Mapping[str, int] = field(default_factory=dict)  # why answers could not be checked, and how many
     shares: tuple[float, ...] = ()  # part of the runs that was right, of each problem: what `compare` compares
 
     def as_json(self, benchmark: str) -> dict[str, object]:
@@ -98,6 +102,7 @@ class Score:
             "explicit_length": self.explicit_length,
             "length": self.length,
             "invalid": self.invalid,
+            "unchecked": sum(self.unchecked.values()),
         }
 
 
@@ -122,7 +127,7 @@ def answer(
     asked = [Asked(problem, run) for problem in range(len(problems)) for run in range(runs)]
     out: list[Answered] = []
     answer_each(
-        policy, engine, problems, asked, lambda *texts: [Verdict(one) for one in grader.grade(*texts)], out.extend,
+        policy, engine, problems, asked, grader.verdicts, out.extend,
         noise_scale=noise_scale, seed=seed, temperature=temperature,
     )  # fmt: skip
     return sorted(out, key=lambda one: (one.problem, one.run))
@@ -222,6 +227,7 @@ def summarise(answered: Sequence[Graded], explored: Sequence[Graded] = ()) -> Sc
         length=_mean(one.latent_length + one.explicit_length for one in valid),
         invalid=1 - len(valid) / max(len(answered), 1),
         pass_at_k=_all_pass_at_k(explored),
+        unchecked=Counter(one.unchecked for one in (*answered, *explored) if one.unchecked is not None),
         shares=tuple(shares),
     )
 

@@ -58,6 +58,7 @@ BESIDE_SCORE: Mapping[str, Form] = {
     "runs": count,
     "length": number,
     "invalid": share,
+    "unchecked": count,
     "pass@1_interval": list_of(share, 2),
     "shares": list_of(share),
 }

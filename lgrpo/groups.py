@@ -15,6 +15,7 @@ from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.rollout import Request, Rollout
+from lgrpo.verify.verifier import Verdict
 
 
 class Grader(Protocol):
@@ -26,6 +27,9 @@ class Grader(Protocol):
 
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         """One reward a response, 1.0 where its boxed answer is equivalent to the reference."""
+
+    def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> Sequence[Verdict]:
+        """The same, and why each could not be checked where it could not."""
 
 
 @dataclass(frozen=True)

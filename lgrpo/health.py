@@ -12,6 +12,8 @@ from statistics import median
 
 from lgrpo.history import KEPT, RECENT, History
 
+REFERENCES = "are the reference answers well-formed? The reasons are counted when the run ends"
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -144,9 +146,15 @@ def _verifier(history: History) -> Iterator[Trouble]:
     unchecked = history.mean("unchecked")
     if unchecked is not None and unchecked > 0.01:
         what = f"{unchecked:.1%} of the answers could not be checked and count as wrong"
-        yield Trouble(
-            "unchecked", what, "are the reference answers well-formed? The reasons are counted when the run ends"
-        )
+        yield Trouble("unchecked", what, REFERENCES)
+
+
+def _held_out_unchecked(history: History) -> Iterator[Trouble]:
+    """`unchecked` of the held-out answers: 0 in the newest score."""
+    score = history.scores[-1] if history.scores else {}
+    if count := score.get("unchecked"):
+        what = f"{count} of the {score.get('problems')} held-out answers could not be checked and count as wrong"
+        yield Trouble("held_out_unchecked", what, REFERENCES)
 
 
 def _held_out(history: History) -> Iterator[Trouble]:
@@ -201,5 +209,6 @@ CHECKS: Sequence[Callable[[History], Iterator[Trouble]]] = (
     _cut_off,
     _clipping,
     _verifier,
+    _held_out_unchecked,
     _memory,
 )

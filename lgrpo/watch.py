@@ -98,4 +98,5 @@ def _sample(policy: Policy, one: Answered, problem: Problem, tau: float) -> dict
         "latent_length": one.rollout.latent_length,
         "answer": reading.answer_text(policy, one.rollout),
         "right": one.right,
+        "unchecked": one.unchecked,
     }

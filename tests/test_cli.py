@@ -16,10 +16,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lgrpo import plan, tiny
+from lgrpo import plan, session, tiny
 from lgrpo.cli import main
 from lgrpo.latent_sft import schedule
 from lgrpo.policy import Card, Policy
+from lgrpo.problems import Problem
 from lgrpo.screen import Show
 from lgrpo.verify import Verifier
 
@@ -171,6 +172,42 @@ def test_answers_that_cannot_be_checked_are_left_out_and_counted(command: str) -
     said = done(command, *base, "--data", "rows.jsonl", "--out", "run").stderr
     assert "2 problems have an answer that cannot be checked and are left out\n" in said
     assert record_of("run")["settings"]["data"]["reason"] == "20 problems to train on, 4 held out"
+
+
+@pytest.mark.parametrize("command", ["init", "train"])
+def test_held_out_answers_that_could_not_be_checked_are_counted_and_said_in_words(
+    latent: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 held-out problems, whatever is answered: two references are no mathematics, which the checker finds out."""
+    with Path("rows.jsonl").open("w") as file:
+        for n in range(24):
+            row = {"problem": f"What is {n} + 3?", "answer": str(n + 3), "cot": f"<<{n}+3={n + 3}>>"}
+            file.write(json.dumps(row) + "\n")
+
+    def torn(*arguments: Any) -> tuple[list[Problem], list[Problem], list[plan.Setting]]:
+        train_set, held_out, rows = set_aside(*arguments)
+        return train_set, [replace(one, answer="\\frac{{") for one in held_out[:2]] + held_out[2:], rows
+
+    set_aside = session.set_aside
+    monkeypatch.setattr(session, "set_aside", torn)
+    monkeypatch.setattr("lgrpo.verify.verifier.boxed", lambda text: None if "frac" in text or text.isdigit() else "7")
+    base = ["latent", "--steps", "1"] if command == "train" else ["tiny"]
+    said = done(command, *base, "--data", "rows.jsonl", "--out", "run").stderr
+    events = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
+    scores = [event for event in events if event["event"] == "held_out"]
+    assert scores
+    for one in scores:
+        assert (one["problems"], one["unchecked"]) == (4, 2)
+        why = "reference cannot be read"
+        assert [(sample["reference"], sample["unchecked"]) for sample in one["samples"]][:2] == [("\\frac{{", why)] * 2
+        assert [sample["unchecked"] for sample in one["samples"]][2:] == [None, None]
+    words = "2 of the 4 held-out answers could not be checked and count as wrong"
+    assert [event["what"] for event in events if event.get("name") == "held_out_unchecked"] == [words]
+    assert said.count(f"warning: {words}. Usually helps: are the reference answers well-formed?") == 1
+    count = 2 * len(scores)
+    assert (
+        f"warning: {count} answers could not be checked, and count as wrong (reference cannot be read {count})" in said
+    )
 
 
 def test_init_then_train_by_name_and_eval_of_several() -> None:

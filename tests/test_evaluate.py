@@ -11,6 +11,7 @@ from lgrpo.compare import clustered_standard_error
 from lgrpo.evaluate import Answered, answer, pass_at_k, summarise
 from lgrpo.problems import Problem
 from lgrpo.rollout import LATENT, Rollout
+from lgrpo.verify.verifier import Verdict
 
 
 def answered(problem: int, run: int, right: bool, tokens: list[int], valid: bool = True) -> Answered:
@@ -85,6 +86,9 @@ def test_a_response_that_was_cut_off_is_wrong_whatever_it_says() -> None:
 
         def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
             return [1.0] * len(responses)
+
+        def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
+            return [Verdict(1.0)] * len(responses)
 
     made = answer(
         policy, models.engine(policy, slots=4), problems, Generous(), runs=3, noise_scale=1.0, seed=0, temperature=0.6

@@ -83,6 +83,14 @@ def test_a_falling_score_is_noticed_beyond_its_error() -> None:
     assert troubles(history(scores=(*rising[:3], score(30, 0.571)))) == []
 
 
+def test_held_out_answers_that_could_not_be_checked_are_noticed_in_the_newest_score() -> None:
+    torn, whole = {**score(4, 0.5), "problems": 64, "unchecked": 1}, {**score(8, 0.5), "problems": 64, "unchecked": 0}
+    (trouble,) = troubles(history(scores=(whole, torn)))
+    assert trouble.name == "held_out_unchecked"
+    assert trouble.what == "1 of the 64 held-out answers could not be checked and count as wrong"
+    assert troubles(history(scores=(torn, whole))) == []
+
+
 def test_a_first_chain_that_never_answers_or_never_ends_is_noticed() -> None:
     steps = [{"step": n, "text": 0.5, "grad_norm": 1.0} for n in range(9)]
     never = History(steps, [score(4, 0.0, invalid=1.0), score(8, 0.0, invalid=0.9)])

@@ -27,6 +27,7 @@ from lgrpo.optimizer import Optimizer
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
 from lgrpo.runs import Run
+from lgrpo.verify.verifier import Verdict
 
 STEPS = {"warm_up_steps": 2, "encoder_steps": 1, "decoder_steps": 2, "joint_steps": 1, "walk_steps": 4}
 PROBLEMS = [
@@ -102,6 +103,9 @@ class ByText:
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         return [float(sum(text.encode()) % 2) for text in responses]
 
+    def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
+        return [Verdict(reward) for reward in self.grade(responses, references)]
+
 
 class Grader:
     """Scores by the order of calls: what the test wants the held-out scores to be."""
@@ -114,6 +118,9 @@ class Grader:
     def grade(self, responses: Sequence[str], references: Sequence[str]) -> list[float]:
         share = self._shares.pop(0) if self._shares else 0.5
         return [float(number < share * len(responses)) for number in range(len(responses))]
+
+    def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
+        return [Verdict(reward) for reward in self.grade(responses, references)]
 
 
 def weights(policy: Policy) -> dict[str, Tensor]:

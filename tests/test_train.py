@@ -27,6 +27,7 @@ from lgrpo.rollout import Rollout
 from lgrpo.runs import Run
 from lgrpo.screen import Show
 from lgrpo.train import train
+from lgrpo.verify.verifier import Verdict
 
 PROBLEMS = list(itertools.islice(arithmetic.draw("train", 3), 12))
 
@@ -43,6 +44,9 @@ class Parity:
         if self.pattern == "never":
             return [0.0] * len(responses)
         return [float((number + len(text)) % 2) for number, text in enumerate(responses)]
+
+    def verdicts(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
+        return [Verdict(reward) for reward in self.grade(responses, references)]
 
 
 def settings(**changes: object) -> TrainSettings:

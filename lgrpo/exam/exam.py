@@ -1,9 +1,7 @@
 """One checkpoint answers a benchmark: missing samples are made and kept, and all of them are summarised."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,8 +100,7 @@ class Exam:
                 raise Stopped from None
             outcomes = [samples.of(kind, count) for kind, count in kinds.items()]
         score = evaluate.summarise(*outcomes)
-        unchecked = Counter(one.unchecked for one in chain(*outcomes) if one.unchecked is not None)
-        if trouble := in_words(unchecked):
+        if trouble := in_words(score.unchecked):
             show.warn(f"{self.name} on {benchmark.name}: {trouble}")
         data = session.data_hash(benchmark.problems)
         summary = path.with_name(f"summary-{safe_name(benchmark.name)}-{short_hash([path.name, data, kinds])}.json")
@@ -112,7 +109,6 @@ class Exam:
         entry = {
             **score.as_json(benchmark.name),
             "left_out": benchmark.left_out,
-            "unchecked": unchecked.total(),
             "tokens_per_second": rate,
             "data_hash": data,
         }
