@@ -206,7 +206,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
         _say_copies(show, problems)
         _say_left_out(show, unchecked, "have an answer that cannot be checked")
         _say_left_out(show, too_long, f"are longer than {settings.max_prompt} positions (max_prompt)")
-        learn(policy, train_set, held_out, settings, grader, run, show, initial)
+        learn(policy, train_set, held_out, settings, grader, run, show, initial, asked)
         if trouble := grader.trouble():
             show.warn(trouble)
         again = "" if run.finished else f"stopped; `lgrpo train {out}` goes on from here. "

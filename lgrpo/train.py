@@ -27,13 +27,14 @@ from lgrpo.interrupt import StopRequest
 from lgrpo.learner import Learner
 from lgrpo.memory.device import now_on
 from lgrpo.memory.trial import announce, trial
-from lgrpo.options import TrainOptions, command_line, recorded
+from lgrpo.options import TrainOptions, command_line
 from lgrpo.plan import TrainSettings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
 from lgrpo.runs.contents import compare
+from lgrpo.runs.durable import read_json
 from lgrpo.screen import Show
 from lgrpo.verify import boxed
 from lgrpo.watch import REPORT_EVERY, Watch
@@ -59,12 +60,15 @@ def train(
     run: Run,
     show: Show,
     initial: Policy | None = None,
+    asked: TrainOptions | None = None,
 ) -> Path:
     """Train `policy` in place; returns the best checkpoint's folder.
 
     `problems` fit the recipe's longest prompt. When `run` is resumed, `policy` must be its latest checkpoint and
-    `initial` the policy the run began with, which the KL refers to.
+    `initial` the policy the run began with, which the KL refers to. `asked` is what the command was given, which a run
+    that diverges is advised to begin again with.
     """
+    asked = asked or TrainOptions(explicit=settings.explicit)
     mode = "explicit" if settings.explicit else "latent"
     policy.card = replace(policy.card, mode=mode, recipe=settings.recipe, k=settings.k, rollout=settings.rollout)
     how = settings.latent_settings, settings.text_settings, settings.max_response, settings.slots
@@ -97,7 +101,7 @@ def train(
             numbers = {**_seen(drawn, settings), **numbers, "update_s": time.monotonic() - began}
             watch.step(progress.step, {**numbers, **now_on(policy.device)})
             _say(policy, settings, progress, drawn, show)
-            _check(policy, settings, progress, numbers, watch, run)
+            _check(policy, settings, progress, numbers, watch, run, asked)
             if progress.step % settings.eval_every == 0 or progress.step == settings.steps:
                 show.phase(f"scoring {len(held_out)} held-out problems")
                 _score_and_save(policy, engine, held_out, grader, settings, learner, progress, watch, run)
@@ -150,7 +154,13 @@ def _say(policy: Policy, settings: TrainSettings, progress: Progress, drawn: Dra
 
 
 def _check(
-    policy: Policy, settings: TrainSettings, progress: Progress, numbers: Mapping[str, Any], watch: Watch, run: Run
+    policy: Policy,
+    settings: TrainSettings,
+    progress: Progress,
+    numbers: Mapping[str, Any],
+    watch: Watch,
+    run: Run,
+    asked: TrainOptions,
 ) -> None:
     """Tell of optimiser steps that were left out. Raises UserError where too many were, one after the other."""
     if left_out := int(numbers.get("skipped") or 0):
@@ -159,9 +169,7 @@ def _check(
     if progress.skipped >= IN_A_ROW:
         broken = not_finite(policy.model.named_parameters())
         best, good = run.best(), _last_good(run) if broken else run.latest()  # a step left out changes no weight
-        began = recorded(run.folder)
-        asked = began if isinstance(began, TrainOptions) else TrainOptions(explicit=settings.explicit)
-        again = replace(asked, checkpoint=str(good), lr=settings.lr / 2, out=Path(f"{run.folder}-2"))
+        again = replace(asked, checkpoint=str(good), lr=settings.lr / 2, out=Path(f"{run.folder}-2"), overwrite=False)
         error = diverged(
             f"step {progress.step}",
             broken,
@@ -176,7 +184,7 @@ def _check(
 def _last_good(run: Run) -> Path | None:
     """The newest checkpoint that was saved behind an optimiser step which was not left out; else the best."""
     for folder in reversed(run.checkpoints()):
-        if json.loads((folder / STATE).read_text())["skipped"] == 0:
+        if (read_json(folder / STATE) or {}).get("skipped") == 0:
             return folder
     return run.best()
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from test_train import poison
 
 from lgrpo import plan, session, tiny
 from lgrpo.cli import main
@@ -288,6 +289,28 @@ def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
     done("train", "runs/latent-grpo", "--steps", "4")
     assert steps_of("runs/latent-grpo") == [1, 2, 3, 4]
     assert "has finished its 4 steps" in lgrpo("train").stderr
+
+
+def test_the_diagnosis_of_a_run_that_diverged_comes_whatever_became_of_its_files(
+    latent: str, mixed_rewards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options in another form than a command can have, and a state that is no JSON, from one moment to the next."""
+
+    def spoil(weights: object) -> list[str]:
+        Path("mine/run.json").write_text(json.dumps({**record_of("mine"), "options": {"steps": "many", "strange": 1}}))
+        for state in Path("mine/checkpoints").glob("*/train_state.json"):
+            state.write_text("{")
+        return ["lm_head.weight"]
+
+    poison(monkeypatch, 1, 2, 3)
+    monkeypatch.setattr("lgrpo.train.not_finite", spoil)
+    options = ["--set", "limit=40", "--steps", "9", "--seed", "2", "--without", "masking"]
+    ended = lgrpo("train", latent, *options, "--out", "mine", "--overwrite")
+    assert ended.exit_code == 2
+    (told,) = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    assert told.startswith("Error: step 2: 3 optimiser steps in a row had a loss or gradient that is not finite; 1 ten")
+    again = "--out mine-2 --set limit=40 --steps 9 --lr 2.5e-05 --seed 2 --without masking`; the best is step-000000"
+    assert told.endswith(f"`lgrpo train mine/checkpoints/step-000000 {again}")
 
 
 def test_what_is_said_to_a_run_that_goes_on_adds_to_what_it_began_with(

@@ -20,6 +20,7 @@ from lgrpo.history import read_lines
 from lgrpo.learner import Learner
 from lgrpo.metrics import group
 from lgrpo.optimizer import Optimizer
+from lgrpo.options import TrainOptions
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Policy
 from lgrpo.problems import Problem
@@ -57,12 +58,18 @@ def settings(**changes: object) -> TrainSettings:
 
 
 def run_to(
-    folder: Path, steps: int, grader: Parity | None = None, dtype: torch.dtype = torch.float32, **changes: object
+    folder: Path,
+    steps: int,
+    grader: Parity | None = None,
+    dtype: torch.dtype = torch.float32,
+    asked: TrainOptions | None = None,
+    **changes: object,
 ) -> Path:
     """Train, or go on, as the command does; returns the latest checkpoint."""
     with Run.start(folder, "train", [], identity={"seed": 0}) as run, Show() as show:
         policy = Policy.load(run.latest() or tiny.MODEL, dtype=dtype)
-        train(policy, PROBLEMS, PROBLEMS[:2], settings(steps=steps, **changes), grader or Parity(), run, show)
+        chosen = settings(steps=steps, **changes)
+        train(policy, PROBLEMS, PROBLEMS[:2], chosen, grader or Parity(), run, show, asked=asked)
         latest = run.latest()
         assert latest is not None
         return latest
@@ -364,12 +371,12 @@ def test_what_a_diverged_run_advises_has_the_options_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "my run"
-    said = {"data": "a b.jsonl", "overrides": ["k=3", "limit=9"], "without": ["masking"], "explicit": True, "seed": 0}
-    with Run.start(folder, "train", [], identity={"seed": 0}, options=said):
-        pass
+    asked = TrainOptions(
+        data="a b.jsonl", overrides=["k=3", "limit=9"], without=["masking"], explicit=True, seed=0, overwrite=True
+    )
     poison(monkeypatch, 2, 3, 4)
     with pytest.raises(UserError) as caught:
-        run_to(folder, 8, eval_every=1)
+        run_to(folder, 8, asked=asked, eval_every=1)
     command = str(caught.value).split("`")[1]
     words = ["train", str(folder / "checkpoints/step-000001"), "--data", "a b.jsonl", "--out", f"{folder}-2"]
     words += ["--set", "k=3", "--set", "limit=9", "--lr", "0.0005", "--seed", "0", "--without", "masking", "--explicit"]
