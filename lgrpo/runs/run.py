@@ -9,14 +9,13 @@
         lock                held while a process works here
 
 Order and score of a checkpoint stand in its own saved.json, so "latest" and "best" are derived from what is there and
-cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part, hashes are
-contents.py's, here is the writing. A run that goes on sets damaged checkpoints aside as `.<name>.damaged`, so that the
-one before is the latest; `prune` removes them once another is saved.
+cannot disagree with it, whatever the moment of a crash. Finding them is checkpoints.py's part, writing them
+saving.py's, hashes are contents.py's. A run that goes on sets damaged checkpoints aside as `.<name>.damaged`, so that
+the one before is the latest; `prune` removes them once another is saved.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,16 +24,14 @@ from types import TracebackType
 from typing import Any
 
 from lgrpo.errors import UserError
-from lgrpo.runs.checkpoints import best_saved, latest_saved, safe_name, saved_checkpoints
-from lgrpo.runs.contents import NOTE, damage, seal
+from lgrpo.runs import saving
+from lgrpo.runs.checkpoints import best_saved, latest_saved, saved_checkpoints
 from lgrpo.runs.durable import (
     FolderLock,
     from_json,
     mend_folders,
     now,
-    publish_folder,
     read_json,
-    remove,
     remove_folder,
     sync,
     to_json,
@@ -150,19 +147,11 @@ class Run:
         self.elsewhere = elsewhere([self.record, *before], where)
         self.record["resumed"] = [*before, {**this_process(), **where}]
         write_json(self.folder / "run.json", self.record)
-        self._set_aside_damaged()
+        for path, aside, what in saving.set_aside_damaged(self.folder):
+            self.damaged.append(f"{path} is damaged ({what}) and set aside as {aside}")
+            self.event("damaged", checkpoint=path.name, what=what)
         latest = self.latest()
         self.event("resumed", checkpoint=latest.name if latest else None, **where)
-
-    def _set_aside_damaged(self) -> None:
-        for path in sorted((self.folder / "checkpoints").glob("[!.]*")):
-            what = damage(path) if (path / NOTE).exists() else f"{NOTE} is missing"
-            if what is not None:
-                aside = path.with_name(f".{path.name}.damaged")
-                remove(aside)
-                os.rename(path, aside)
-                self.damaged.append(f"{path} is damaged ({what}) and set aside as {aside.name}")
-                self.event("damaged", checkpoint=path.name, what=what)
 
     # -- numbers and events
 
@@ -222,25 +211,11 @@ class Run:
         A checkpoint of that name is replaced. score: higher is better; see `best`. Raises what `write` raises. Files
         are read back from disk for their hashes (contents.py); that tensors are as in memory is for `write` to compare.
         """
-        if safe_name(name) != name:
-            raise ValueError(f"not a name for a folder: {name!r}")
-        target = self.folder / "checkpoints" / name
-        beside = target.with_name(f".{name}.new")
-        order = [saved.sequence for saved in saved_checkpoints(self.folder)]
-        try:
-            with writing(self.folder):
-                self._flush()
-                remove(beside)
-                beside.mkdir(parents=True)
-                write(beside)
-                seal(beside, {"sequence": max(order, default=0) + 1, "saved": now(), "score": score})
-                publish_folder(beside, target)
-                sync(self.folder)
-        except BaseException:
-            mend_folders(target.parent)
-            raise
+        with writing(self.folder):
+            self._flush()
+        saved = saving.save(self.folder, name, write, score)
         self.update()
-        return target
+        return saved
 
     def _flush(self) -> None:
         """Metrics and events on disk are never older than the newest checkpoint."""
@@ -272,16 +247,7 @@ class Run:
 
         The one before is what a run falls back on where the newest turns out to be damaged.
         """
-        kinds: dict[str, list[Path]] = {}
-        for path in self.checkpoints():
-            kinds.setdefault(path.name.rpartition("-")[0], []).append(path)
-        stay = {self.best(), *(path for paths in kinds.values() for path in paths[-2:])}
-        with writing(self.folder):
-            for path in self.checkpoints():
-                if path not in stay:
-                    remove_folder(path)
-            for path in (self.folder / "checkpoints").glob(".*.damaged"):
-                remove(path)
+        saving.prune(self.folder)
 
     def close(self) -> None:
         """Let other processes in. Twice is once."""
