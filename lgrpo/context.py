@@ -12,7 +12,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 
 LEAST = 16  # positions of a chain or a response: fewer cannot hold an answer
-MARGIN = 8  # positions that the tokenizer may add to a text's bytes
+MOST = 16  # positions that a byte of text may take: normal forms have up to 11 bytes for one, each a token at worst
 AFTER_PROMPT = ("max_response", "max_chain")  # each follows a prompt of at most max_prompt
 S = TypeVar("S", TrainSettings, Schedule)
 
@@ -31,9 +31,9 @@ def positions_of(policy: Policy) -> float:
     return min([math.inf if positions is None else positions, *original])
 
 
-def sure_of_room(policy: Policy, max_response: int) -> float:
-    """A problem of fewer bytes leaves room for the longest response: no token is less than a byte."""
-    return positions_of(policy) - max_response - len(policy.asked("")) - MARGIN
+def sure_of_room(policy: Policy, size: int, max_response: int) -> bool:
+    """Whether a problem of `size` bytes leaves room for the longest response, whatever its text."""
+    return len(policy.asked("")) + MOST * (size + 1) + max_response <= positions_of(policy)
 
 
 def check_room(policy: Policy, rows: Iterable[tuple[str, Problem]], max_response: int) -> None:
@@ -41,10 +41,8 @@ def check_room(policy: Policy, rows: Iterable[tuple[str, Problem]], max_response
 
     rows: (what a person calls it, the problem).
     """
-    positions, sure = positions_of(policy), sure_of_room(policy, max_response)
+    positions = positions_of(policy)
     for place, one in rows:
-        if len(one.problem.encode("utf-8", "surrogatepass")) < sure:
-            continue
         length = len(policy.asked(one.problem))
         if length + max_response > positions:
             left = positions - length

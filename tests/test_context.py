@@ -1,6 +1,8 @@
 """Prompt, chain and response fit the positions a model was made for, or the plan is refused."""
 
 import json
+import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,3 +211,17 @@ def test_an_answer_of_a_longrope_model_does_not_depend_on_what_is_asked_beside_i
         (alone,) = asker.engine.generate([request])
         assert torch.equal(alone.tokens, rollout.tokens)
         assert torch.allclose(alone.scores, rollout.scores, atol=1e-3)  # rounding, which a response makes larger
+
+
+def test_a_problem_that_is_sure_of_room_has_it_whatever_a_tokenizer_makes_of_a_character() -> None:
+    """One that writes text in a normal form makes 33 bytes of the three of one character, and each may be a token."""
+    longest = 0.0
+    for point in (point for point in range(sys.maxunicode + 1) if not 0xD800 <= point < 0xE000):
+        before = len(chr(point).encode())
+        for form in ("NFKC", "NFKD"):
+            longest = max(longest, len(unicodedata.normalize(form, chr(point)).encode()) / before)
+    assert longest == 11
+    assert longest < context.MOST
+    empty = len(policy(64).asked(""))
+    assert context.sure_of_room(policy(empty + 16 * 4 + 5), 3, 5)
+    assert not context.sure_of_room(policy(empty + 16 * 4 + 4), 3, 5)

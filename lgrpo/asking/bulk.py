@@ -113,7 +113,7 @@ def _check_room(asker: Asker, source: str, longest: int, most: int) -> None:
     """Of all rows of a file, before the first is answered; where the longest is certain to fit, all are."""
     for part in _parts(read_to_ask(source), most):
         asker.meet(part)
-        if longest < context.sure_of_room(asker.policy, asker.settings.max_response):
+        if context.sure_of_room(asker.policy, longest, asker.settings.max_response):
             return
 
 
