@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lgrpo.errors import UserError
+
+_TWO = r"[^\W\d_]{2}"  # letters of a word: one alone may be a variable
+_LAYOUT = re.compile(  # these signs, where
+    r"""[$\\_"?;…— .,:!'-](?:(?<=[$\\_"?;…—])"""
+    r"|(?<= )(?!\d)|(?<=\D )"  # 1 2/3 is not 12/3
+    r"|(?<=[.,:])(?! ?\d)|(?<=\D[.,:])(?!\d)"  # (1, 2) is not (12)
+    r"|(?<=\d,)(?=\d{3}(?!\d))"  # 1,000
+    rf"|(?<={_TWO}!)|(?<= !)"  # 5! and n! are factorials
+    rf"|(?<={_TWO}-)(?={_TWO})"  # twenty-five, but a-b and x - 1
+    rf"|(?<=[^\W\d_]')(?=[^\W\d_])|(?<={_TWO}')|(?<=\W')(?=\w)|(?<=^')"  # Ann's, dogs', 'so', but f'(x)
+    r")"
+)
+_ALIKE = str.maketrans({"‐": "-", "‑": "-", "–": "-", "−": "-", "‘": "'", "’": "'", **dict.fromkeys("“”„«»", '"')})
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class Problem:
 def hold_out(problems: Sequence[Problem], count: int, seed: int) -> tuple[list[Problem], list[Problem]]:
     """(training problems, `count` held-out ones), both in their first order.
 
-    The choice is by a hash of seed and normalised text, so it depends neither on the order nor on what else is in the
+    The choice is by a hash of seed, letters and digits, so it depends neither on the order nor on what else is in the
     data. Copies of a held-out problem are in neither list: what is held out is seen once and never trained on.
     """
     keys = [_digest(problem) for problem in problems]  # a million texts would be a second copy of the data
@@ -38,8 +52,9 @@ def hold_out(problems: Sequence[Problem], count: int, seed: int) -> tuple[list[P
         raise UserError(f"{count} of {len(groups)} different problems cannot be held out; give more problems")
 
     def rank(key: bytes) -> tuple[int, str]:
-        text = normalised(problems[groups[key]].problem)
-        return _hash(f"{seed} {text}"), text
+        text = problems[groups[key]].problem
+        signs = "".join(filter(str.isalnum, text.lower())) or text
+        return _hash(f"{seed} {signs}"), normalised(text)
 
     chosen = set(heapq.nsmallest(count, groups, rank))
     train = [problem for problem, key in zip(problems, keys, strict=True) if key not in chosen]
@@ -63,8 +78,12 @@ def copies(problems: Sequence[Problem]) -> tuple[int, int]:
 
 
 def normalised(text: str) -> str:
-    """Letters and digits in lower case; the text itself where it has neither."""
-    return "".join(filter(str.isalnum, text.lower())) or text
+    """Without case, layout and the punctuation of sentences; the text itself where it is nothing else.
+
+    What may decide a problem stays: operators, relations, brackets, and points, commas, colons and gaps in numbers.
+    """
+    plain = text.lower() if text.isascii() else text.lower().translate(_ALIKE)
+    return _LAYOUT.sub("", " ".join(plain.replace("`", '"').split())) or text
 
 
 def text_hash(problem: Problem) -> int:

@@ -201,6 +201,8 @@ GOOD = b'{"problem": "p", "answer": "1"}\n'
         ("a.jsonl", b'{"text": "p", "answer": "1"}\n', "no field for the problem; fields found: text, answer"),
         ("a.jsonl", b"{}\n", "no field for the problem; fields found: none"),
         ("a.jsonl", b'{"\\u001b[2J\\n": 1}\n', r"fields found: \?\[2J\?;"),  # no way to the terminal
+        ("a.jsonl", b'{"problem": "p", "Answer": "1", "answer": "2"}\n', "line 1: the field `answer` is there twice"),
+        ("a.csv", b"problem,answer, Answer\np,1,2\n", "line 1: the field `answer` is there twice; rename or remove"),
         ("a.jsonl", b'{"problem": null, "answer": "1"}\n', "line 1: the field `problem` is null"),
         ("a.jsonl", b'{"problem": "p", "answer": null}\n', "the field `answer` is null"),
         ("a.jsonl", b'{"problem": " ", "answer": "1"}\n', "the field `problem` is empty"),
@@ -353,7 +355,7 @@ def test_chains_are_needed_and_counted() -> None:
 
 def test_held_out_problems_are_never_trained_on_in_any_spelling() -> None:
     problems = [Problem(f"Problem {i}?", str(i)) for i in range(100)]
-    copies = [Problem(f"problem, {i}!", str(i)) for i in range(100)]
+    copies = [Problem(f"problem, {i}.", str(i)) for i in range(100)]
     train, held_out = hold_out(problems + copies, 20, seed=1)
     assert len(held_out) == 20
     assert len({normalised(problem.problem) for problem in held_out}) == 20
@@ -378,6 +380,46 @@ def test_overlap_sees_through_spelling() -> None:
     a = [Problem("Ann has 3 pens.", "3"), Problem("Ann has 3 pens", "3"), Problem("Ben?", "1")]
     assert overlap(a, [Problem("ann has  3 PENS!", "3"), Problem("Zoe", "1")]) == 1
     assert overlap([Problem("+", "1")], [Problem("-", "1")]) == 0
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("What is 3 + 4?", "What is 3 - 4?", "What is 3 * 4?", "What is 3 / 4?", "What is 34?", "What is 3^4?"),
+        ("x < 3", "x > 3", "x = 3", "x <= 3", "x \u2264 3"),
+        ("-5", "5", "5!", "5%", ".5"),
+        ("(1, 2)", "(12)", "1 2", "12", "1.2", "1:2", "1, 2"),
+        (r"\frac{1}{23}", r"\frac{12}{3}", "1 2/3", "12/3"),
+        ("(1 + 2) * 3", "1 + (2 * 3)", "[1 + 2) * 3"),
+        ("f(x) = n", "f'(x) = n", "f(x) = n!"),
+        ("a - b", "a + b", "ab"),
+    ],
+)
+def test_what_decides_a_problem_is_no_spelling(texts: tuple[str, ...]) -> None:
+    assert len(set(map(normalised, texts))) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        (
+            "Ann\u2019s twenty-five cents: $1,000.50.",
+            "ann's  twenty five cents, 1000.50",
+            "Anns twentyfive Cents $1000.50",
+        ),
+        ("So, \u201cwhat\u201d is $x_1$ \u2212 3?", "so what is x1 - 3", "'So what is x1 \u2013 3."),
+        ("The dogs' food; the end \u2026", "the dogs food\nThe end!"),
+    ],
+)
+def test_spellings_of_one_problem_are_one(texts: tuple[str, ...]) -> None:
+    assert len(set(map(normalised, texts))) == 1
+
+
+def test_expressions_are_no_copies_of_each_other() -> None:
+    texts = [f"What is {a} {sign} {b}?" for a in range(1, 31) for b in range(1, 11) for sign in "+-*"]
+    assert copies([Problem(text, "1") for text in texts]) == (0, 0)
+    train, held_out = hold_out([Problem(text, "1") for text in texts], 200, seed=0)
+    assert (len(train), len(held_out)) == (700, 200)
 
 
 def test_copies_are_counted_by_normalised_text_and_those_with_another_answer_apart() -> None:

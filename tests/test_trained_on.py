@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_cli import done
 
-from lgrpo import plan, tiny
+from lgrpo import plan, session, tiny
 from lgrpo.data import read_problems
 from lgrpo.errors import UserError
 from lgrpo.latent_sft import schedule
@@ -69,7 +69,7 @@ def test_a_damaged_list_is_said(tmp_path: Path, kind: str) -> None:
         path.write_bytes(b"")
     else:
         tensor = torch.zeros(4, 2, dtype=torch.int64) if kind == "table" else torch.zeros(4)
-        save_file({"other" if kind == "other name" else "problems": tensor}, path)
+        save_file({"other" if kind == "other name" else "texts": tensor}, path)
     with pytest.raises(UserError, match=r"trained_on\.safetensors is damaged; copy it again, or delete it"):
         trained_on.read(tmp_path)
 
@@ -108,6 +108,16 @@ def test_the_generator_s_test_problems_are_in_no_training_data(level: str) -> No
     known = trained_on.joined(trained_on.nothing(), train)
     assert trained_on.count(known, test) == 0
     assert trained_on.count(known, train) == 1000
+
+
+def test_a_list_of_an_older_form_is_said_not_to_be_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its hashes are of letters and digits alone: none would be found again."""
+    policy = Policy.load(tiny.MODEL)
+    policy.card = replace(policy.card, mode="latent", k=4)
+    policy.save(tmp_path)
+    save_file({"problems": torch.arange(7)}, tmp_path / trained_on.FILE)
+    assert len(session.load(str(tmp_path), "cpu").trained_on) == 0
+    assert "is not known: its trained_on.safetensors is of an older form" in capsys.readouterr().err
 
 
 def test_copies_of_what_is_held_out_are_not_trained_on() -> None:

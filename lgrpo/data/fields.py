@@ -121,6 +121,10 @@ def split_answer(text: str) -> tuple[str, str | None]:
     return answer_in_box.strip(), None if alone else text
 
 
+def given_twice(name: str) -> UserError:
+    return UserError(f"the field `{name}` is there twice; rename or remove one")
+
+
 def listed(names: Sequence[str]) -> str:
     """A few names for a message: on one line and harmless to a terminal, whatever they hold."""
     shown = ["".join(sign if sign.isprintable() else "?" for sign in name[:100]) for name in names[:10]]
@@ -128,11 +132,16 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's fields under lower-case names, those of a nested record as `record.field`."""
+    """The row's fields under lower-case names, those of a nested record as `record.field`.
+
+    Raises UserError where one that may be read is there twice.
+    """
     fields: dict[str, Any] = {}
     for name, value in row.items():
         name = str(name).strip().lower()
-        fields.setdefault(name, value)
+        first = fields.setdefault(name, value)
+        if first is not value and first != value and name in COLUMNS:
+            raise given_twice(name)
         if isinstance(value, Mapping):
             for inner, inner_value in value.items():
                 fields.setdefault(f"{name}.{str(inner).strip().lower()}", inner_value)

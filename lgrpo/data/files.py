@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lgrpo.data.fields import COLUMNS, Row, listed
+from lgrpo.data.fields import COLUMNS, Row, given_twice, listed
 from lgrpo.data.json_rows import json_rows
 from lgrpo.data.splits import has_word, words_of, words_of_others
 from lgrpo.errors import UserError
@@ -116,6 +116,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            names = [name.strip().lower() for name in reader.fieldnames or []]
+            if twice := sorted(name for name in COLUMNS if names.count(name) > 1):
+                raise UserError(f"{path}, line 1: {given_twice(twice[0])}")
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():

@@ -1,6 +1,6 @@
 """Which problems a checkpoint was trained on: beside its weights, so that a copied or published one still knows.
 
-    trained_on.safetensors    {"problems": int64 [M]}, sorted: a hash of the normalised text of each
+    trained_on.safetensors    {"texts": int64 [M]}, sorted: a hash of the normalised text of each
 
 Eight bytes a problem. That one of a thousand new problems is taken for one of a million known ones by chance has a
 probability of 5e-11.
@@ -16,7 +16,8 @@ from lgrpo.errors import UserError
 from lgrpo.policy import files
 from lgrpo.problems import Problem, text_hash
 
-FILE, _NAME = "trained_on.safetensors", "problems"
+FILE, _NAME = "trained_on.safetensors", "texts"
+_OLDER = "problems"  # of letters and digits alone: not to be compared with
 
 
 def nothing() -> Tensor:
@@ -49,6 +50,7 @@ def write(folder: Path, known: Tensor) -> None:
 def read(source: str | Path) -> tuple[Tensor, bool]:
     """(int64 [M] of a folder or a hub name, nothing where it does not say; whether that is certain).
 
+    A file of an older form says nothing for certain.
     Raises UserError where it is damaged.
     """
     from safetensors import SafetensorError
@@ -61,6 +63,8 @@ def read(source: str | Path) -> tuple[Tensor, bool]:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path) from error
+    if tensors.keys() == {_OLDER}:
+        return nothing(), False
     known = tensors.get(_NAME)
     if known is None or known.dtype != torch.int64 or known.dim() != 1:
         raise _damaged(path)
