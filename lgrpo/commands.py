@@ -72,7 +72,7 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     rows = [*rows, init_time(policy, settings, train_set), disk.check_room(out, disk.init_bytes(policy))]
     settled = _plan(recipe, where, policy, source, train_set, held_out, rows)
     same = session.identity(
-        settings, base=start.name, base_hash=start.hash(policy), data=source, data_hash=session.data_hash(problems)
+        settings, problems, held_out, base=start.name, base_hash=start.hash(policy), data=source
     )  # fmt: skip
     if (start.moved or begun) and asked.overwrite and not unfinished(out, "init", same):
         del policy
@@ -168,8 +168,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     plan_rows = [*plan_rows, train_time(policy, settings, train_set), disk.check_room(out, need)]
     settled = _plan(recipe, where, policy, data, train_set, held_out, plan_rows)
     same = session.identity(
-        settings, checkpoint=start.name, checkpoint_hash=start.hash(policy), data=data,
-        data_hash=session.data_hash(problems),
+        settings, problems, held_out, checkpoint=start.name, checkpoint_hash=start.hash(policy), data=data
     )  # fmt: skip
     if (start.moved or begun) and asked.overwrite and not unfinished(out, "train", same):
         del policy

@@ -60,7 +60,15 @@ def recorded(folder: Path) -> InitOptions | TrainOptions | None:
     for name, value in options.items():
         if name not in declared or not _is_a(value, declared[name]):
             raise damaged
-    return kinds[command](**options)
+    return _found_from(record.get("cwd"), kinds[command](**options))
+
+
+def _found_from(began_in: Any, asked: Any) -> Any:
+    """The same options, their data where the run was begun, in the folder `began_in`, where it is not here."""
+    if isinstance(began_in, str) and asked.data and not Path(asked.data).exists():
+        there = Path(began_in, asked.data)
+        return replace(asked, data=str(there)) if there.exists() else asked
+    return asked
 
 
 def command_line(asked: TrainOptions) -> str:

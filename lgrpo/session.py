@@ -99,8 +99,8 @@ def load(source: str | None, device: str, found: str | None = None) -> Policy:
     policy.name = source or TINY
     if not policy.knows_trained_on:
         on_stderr(
-            f"whether {source} was trained on the problems it is given is not known: its {trained_on.FILE} was never "
-            f"fetched; `hf download {source}` fetches it where there is a network"
+            f"whether {source} was trained on the problems it is given is not known: its {trained_on.FILE} is of an "
+            f"older form, or was never fetched; `hf download {source}` fetches it where there is a network"
         )
     if is_tiny(source):
         policy.card = replace(policy.card, data=ARITHMETIC)
@@ -226,8 +226,14 @@ def _mixes(rollouts: Sequence[Rollout], tau: float) -> bool:
     return 2 * int((heaviest > SINGLE).sum()) <= len(heaviest)
 
 
-def identity(settings: TrainSettings | Schedule, **sources: Any) -> dict[str, Any]:
-    """What makes two runs the same one: where they begin, and all settings that decide what is computed."""
+def identity(
+    settings: TrainSettings | Schedule, problems: Sequence[Problem], held_out: Sequence[Problem], **sources: Any
+) -> dict[str, Any]:
+    """What makes two runs the same one: where they begin, and all settings that decide what is computed.
+
+    problems: all of the data. held_out: which a later version of lgrpo might choose otherwise.
+    """
     free = {"slots", "micro_tokens", "keep_cache", "checkpointing"}
     free |= {"steps", "eval_every"} if isinstance(settings, TrainSettings) else set()
-    return {**sources, **{name: value for name, value in asdict(settings).items() if name not in free}}
+    decisive = {name: value for name, value in asdict(settings).items() if name not in free}
+    return {**sources, "data_hash": data_hash(problems), **decisive, "held_out_hash": data_hash(held_out)}

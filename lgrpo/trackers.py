@@ -102,7 +102,7 @@ class _Feed:
 
     def _open(self, first: int) -> Tracker:
         run = self._run
-        if "id" not in run.record:
+        if "id" not in run.record:  # of an earlier version
             run.update(id=secrets.token_hex(4))
         settings = {name: row["value"] for name, row in run.record["settings"].items()}
         settings = {"command": run.record["command"], **run.record["identity"], **settings}

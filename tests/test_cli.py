@@ -342,6 +342,24 @@ def test_a_prolonged_run_that_is_stopped_is_not_called_finished(
     assert steps_of("runs/latent-grpo") == [1, 2, 3, 4]
 
 
+def test_a_run_goes_on_from_another_working_directory_with_the_data_it_began_with(
+    latent: str, mixed_rewards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"problem": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = Path("runs/latent-grpo").resolve()
+    done("train", latent, "--data", "rows.jsonl", "--steps", "1")
+    Path("below").mkdir()
+    monkeypatch.chdir("below")
+    done("train", str(run), "--steps", "2")
+    assert steps_of(str(run)) == [1, 2]
+    moved = run.with_name("moved")
+    run.rename(moved)
+    Path("../rows.jsonl").rename("rows.jsonl")
+    done("train", str(moved), "--data", "rows.jsonl", "--steps", "3")
+    assert steps_of(str(moved)) == [1, 2, 3]
+
+
 def test_a_stopped_init_is_finished_before_training(ctrl_c: list[int]) -> None:
     ctrl_c.append(2)
     stopped = lgrpo("train", "--steps", "1", "--set", "limit=60", "--seed", "3")

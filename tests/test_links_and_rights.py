@@ -261,3 +261,31 @@ def test_a_record_that_names_a_file_outside_is_damaged_and_nothing_is_read_or_wr
     assert tmp_path / "run/checkpoints/step-1/config.json" in opened
     assert not {tmp_path / "mine", Path("/dev/zero")} & {*opened}
     assert (tmp_path / "mine").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_evaluation_writes_nothing_through_a_link(folder: bool, tmp_path: Path, policy: Policy) -> None:  # noqa: F811
+    """As in a run folder that came from elsewhere."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with start(tmp_path / "run") as run:
+        run.save("step-1", policy.save)
+    data = tmp_path / "few.jsonl"
+    data.write_text('{"problem": "1 + 1?", "answer": "2"}\n')
+    asked = ["eval", str(tmp_path / "run"), "--data", str(data), "--runs", "1", "--samples", "0"]
+    asked += ["--device", "cpu", "--max-response", "8"]
+    if folder:
+        (tmp_path / "run/eval").symlink_to(outside)
+    else:
+        assert lgrpo(*asked).exit_code == 0
+        (samples,) = (tmp_path / "run/eval").glob("few-*.jsonl")
+        samples.rename(outside / "precious.txt")
+        (outside / "precious.txt").write_text("not ours, and no line feed at its end")
+        samples.symlink_to(outside / "precious.txt")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()}
+    refused = lgrpo(*asked)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    link = "run/eval" if folder else "run/eval/few-"
+    assert f"Error: {tmp_path / link}" in refused.stderr
+    assert "is a link, and lgrpo writes nothing through one; remove it" in refused.stderr
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()} == before

@@ -179,8 +179,8 @@ def test_the_plan_says_what_was_derived(seven_b: Shape) -> None:
 
 def test_derived_values_are_not_part_of_a_runs_identity() -> None:
     other = replace(settings(), micro_tokens=1, slots=2, checkpointing=True)
-    assert session.identity(settings()) == session.identity(other)
-    assert session.identity(settings()) != session.identity(replace(settings(), lr=1.0))
+    assert session.identity(settings(), [], []) == session.identity(other, [], [])
+    assert session.identity(settings(), [], []) != session.identity(replace(settings(), lr=1.0), [], [])
 
 
 def test_what_a_layer_keeps_is_measured() -> None:

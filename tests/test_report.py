@@ -172,6 +172,7 @@ def evaluated(folder: Path, rate: float, hour: int, step: int = 100, runs: int =
         "model": f"runs/base-grpo/checkpoints/step-{step:06d}",
         "identity": {name: decided.get(name, value) for name, value in identity.items()},
         "data_hash": decided.get("data_hash", "abc"),
+        "run_id": decided.get("run_id"),
         "time": f"2026-11-27T{hour:02d}:00:00+00:00",
         "results": [{**entry, **lengths}],
     }
@@ -179,9 +180,9 @@ def evaluated(folder: Path, rate: float, hour: int, step: int = 100, runs: int =
     (folder / "eval" / f"summary-{len(list(folder.glob('eval/*')))}.json").write_text(json.dumps(summary))
 
 
-def scores_of(folder: Path) -> list[tuple[str, str]]:
+def scores_of(folder: Path, **record: str) -> list[tuple[str, str]]:
     """Name and Pass@1 of the rows that `eval` left."""
-    rows = Recorded.read(folder, {"started": "2026-11-27T05:00:00+00:00"}, History.read(folder)).scores
+    rows = Recorded.read(folder, {"started": "2026-11-27T05:00:00+00:00", **record}, History.read(folder)).scores
     return [(row[0], row[2]) for row in rows if row[0].startswith("gsm8k")]
 
 
@@ -194,6 +195,17 @@ def test_the_newest_evaluations_stand_beside_the_held_out_scores(tmp_path: Path)
     text = re.sub(r"\s+", " ", Page(write_report(folder).read_text()).text)
     assert "gsm8k, 5 runs a problem (step 100) 1319 0.420 0.400 to 0.440 20.0 6.0 26.0 1.0%" in text
     assert scores_of(folder) == [("gsm8k, 5 runs a problem (step 100)", "0.420")]
+
+
+def test_a_score_belongs_to_its_run_whatever_the_clock_says(tmp_path: Path) -> None:
+    folder = run(tmp_path / "base-grpo")
+    evaluated(folder, 0.42, hour=3, run_id="ours")  # the clock was set back
+    evaluated(folder, 0.41, hour=9, step=40, run_id="of the run that was there before")
+    evaluated(folder, 0.39, hour=8, step=60)  # by an earlier version
+    assert scores_of(folder, id="ours") == [
+        ("gsm8k, 5 runs a problem (step 100)", "0.420"),
+        ("gsm8k, 5 runs a problem (step 60)", "0.390"),
+    ]
 
 
 def test_no_checkpoints_score_is_shown_as_anothers(tmp_path: Path) -> None:

@@ -183,6 +183,27 @@ def test_a_path_is_the_same_however_it_is_written(tmp_path, monkeypatch):
         start(tmp_path / "b", identity={"recipe": "./tiny"})
 
 
+def test_the_same_content_is_the_same_wherever_it_was_moved(tmp_path):
+    first = {"checkpoint": "a/model", "checkpoint_hash": "12", "data": "a/rows.jsonl", "data_hash": "34"}
+    with start(tmp_path / "a", identity=first):
+        pass
+    moved = {**first, "checkpoint": "b/model", "data": "/b/rows.jsonl"}
+    with start(tmp_path / "a", identity=moved) as run:
+        assert run.resumed
+    with start(
+        tmp_path / "a", identity={**moved, "held_out_hash": "56"}
+    ) as run:  # unknown to the version that began it
+        assert run.resumed
+    with refused("data a/rows.jsonl, now /b/rows.jsonl"):
+        start(tmp_path / "a", identity={**moved, "data_hash": "35"})
+    with refused("checkpoint_hash 12, now 13"):
+        start(tmp_path / "a", identity={**first, "checkpoint_hash": "13"})
+    with start(tmp_path / "b", identity={"held_out_hash": "56"}):
+        pass
+    with refused("held_out_hash 56, now 57"):
+        start(tmp_path / "b", identity={"held_out_hash": "57"})
+
+
 def test_overwrite_does_not_delete_the_checkpoint_it_starts_from(tmp_path):
     with start(tmp_path / "a") as run:
         source = run.save("step-1", write_model)

@@ -29,6 +29,8 @@ GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 QUESTIONS = [f"Ann has {n} apples and eats {n % 5}. How many apples are left?" for n in range(7, 13)]
 UNLIKE = {
+    "run_id",
+    "cwd",
     "time",
     "started",
     "finished",
@@ -94,6 +96,8 @@ def left_in(folder: Path) -> dict[str, Any]:
             out[name] = lines(path)
         elif path.suffix == ".json":
             out[name] = timeless(json.loads(path.read_text()))
+            if path.name == "run.json":
+                assert len(out[name].pop("id")) == 8  # of its own
         else:
             out[name] = None
     return out

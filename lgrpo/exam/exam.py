@@ -16,7 +16,7 @@ from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.contents import short_hash
 from lgrpo.runs.durable import now, read_json, write_json
-from lgrpo.runs.guard import writing
+from lgrpo.runs.guard import refuse_links, writing
 from lgrpo.screen import Show
 from lgrpo.verify import Verifier, boxed
 from lgrpo.verify.verifier import in_words
@@ -62,6 +62,8 @@ class Exam:
         self.name, self.model, self.policy, self.engine = name, model, policy, engine
         self.settings, self.seed = settings, seed
         self.folder = out or _folder(name, model)
+        if out is None:  # a link that the user named is the user's own
+            refuse_links(self.folder.parent, [self.folder.name])
         self.identity = {
             "model": session.model_hash(policy, model),
             "mode": policy.card.mode,
@@ -117,6 +119,7 @@ class Exam:
             "results": [entry],
             "shares": score.shares,
             "model": self.model,
+            "run_id": (read_json(self.folder.parent / "run.json") or {}).get("id"),  # of whose folder this is
             "identity": identity,
             "data_hash": data,
             "samples": path.name,

@@ -22,7 +22,7 @@ from lgrpo.problems import Problem
 from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.contents import short_hash
 from lgrpo.runs.durable import from_json, lock, to_json
-from lgrpo.runs.guard import writing
+from lgrpo.runs.guard import refuse_links, writing
 
 FORMAT = 3  # raise it when what is drawn, graded or written changes: older files are then left alone
 KINDS = PASS_AT_1, EXPLORED = ("pass@1", "explore")  # noise off, noise on
@@ -52,8 +52,8 @@ class Samples:
 
     Texts and chains are on disk alone: of a sample some 200 bytes stay in memory, its `Outcome`.
 
-    Nothing is written before the first sample is added. Raises UserError where the file cannot be written, or is being
-    written by another process.
+    Nothing is written before the first sample is added. Raises UserError where the file is a link, cannot be written,
+    or is being written by another process.
     """
 
     def __init__(self, path: Path, problems: Sequence[Problem]) -> None:
@@ -64,6 +64,7 @@ class Samples:
             self._places.setdefault((_key(problem), problem.answer), []).append(place)
         self._problems = problems
         self._file: IO[bytes] | None = None
+        refuse_links(path.parent, [path.name])
         if path.exists():
             self._open()
 

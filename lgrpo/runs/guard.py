@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lgrpo.runs.durable import read_json
 
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
 _PATHS = {"base", "checkpoint", "data"}  # parts of an identity that may be paths; hashes say what is there
+_NEW = {"held_out_hash"}  # parts that a run of an earlier version has not
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _ELSEWHERE = {
     errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG,
@@ -49,7 +50,7 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
     before = {"command": record.get("command"), **known}
     after = {"command": command, **identity}
     for name in [*after, *before]:
-        if not _same(name, before.get(name), after.get(name)):
+        if not _same(name, before, after):
             raise UserError(
                 f"{folder} holds another run ({name[:60]} {_short(before.get(name))}, now {_short(after.get(name))}); "
                 "choose another --out, or add --overwrite to replace it"
@@ -68,10 +69,10 @@ def unfinished(folder: Path, command: str, identity: dict[str, Any]) -> bool:
 
 
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
-    """Raises UserError where one of these files is a link: it would be written, and cut, where it points to."""
+    """Raises UserError where one of these is a link: what it points to would be written, and cut."""
     for name in names:
         if (folder / name).is_symlink():
-            raise UserError(f"{folder / name} is a link, and a run writes in its own folder alone; remove the link")
+            raise UserError(f"{folder / name} is a link, and lgrpo writes nothing through one; remove it")
 
 
 def _readable(path: Path) -> None:
@@ -82,10 +83,16 @@ def _readable(path: Path) -> None:
         raise UserError(f"{path} cannot be read ({error.strerror}); choose another --out") from error
 
 
-def _same(name: str, before: Any, after: Any) -> bool:
-    """Whether a part of two identities is equal; a path is, however it was written."""
-    paths = name in _PATHS and isinstance(before, str) and isinstance(after, str)
-    return before == after or (paths and same_place(before, after))
+def _same(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a part of two identities is equal. A path is wherever it leads to the same place, or the same content."""
+    one, other = before.get(name), after.get(name)
+    if one == other or (name in _NEW and one is None):
+        return True
+    if name not in _PATHS:
+        return False
+    content = f"{name}_hash"
+    moved = before.get(content) is not None and before.get(content) == after.get(content)
+    return moved or (isinstance(one, str) and isinstance(other, str) and same_place(one, other))
 
 
 def same_place(one: str | Path, other: str | Path) -> bool:

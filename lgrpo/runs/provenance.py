@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def this_process() -> dict[str, Any]:
             continue
     return {
         "argv": sys.argv,
+        "cwd": _working_directory(),
         "started": now(),
         "versions": versions,
         "platform": platform.platform(),
@@ -55,6 +57,13 @@ def elsewhere(processes: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) 
     before = {name: values[-1] if values else where[name] for name, values in known.items()}
     then, here = ({name: str(value).split(":")[0] for name, value in one.items()} for one in (before, where))
     return "" if then == here else place(before)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 def _git_commit() -> str | None:

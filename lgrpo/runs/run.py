@@ -16,6 +16,7 @@ the one before is the latest; `prune` removes them once another is saved.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -128,6 +129,7 @@ class Run:
             "settings": _by_name(settings),
             **facts,
             **this_process(),
+            "id": secrets.token_hex(4),
             "resumed": [],
             "finished": None,
             "seconds": 0.0,
