@@ -11,6 +11,7 @@ import click
 
 from lgrpo.errors import UserError
 from lgrpo.interrupt import Stopped, terminate_like_ctrl_c
+from lgrpo.stderr import spectate
 from lgrpo.stdout import answering
 from lgrpo.text import clean
 
@@ -19,6 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class People(click.Group):
     """What a user can mend is said in one line, the remedy in it, and ends with code 2."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The program itself: its stderr is its own."""
+        spectate()
+        return super().__call__(*arguments, **named)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # as they are used, not by the alphabet
