@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM ask a run to stop at its next safe point; a second one stops it at once."""
+"""Ctrl-C, SIGTERM and a closed terminal ask a run to stop at its next safe point; a second one stops it at once."""
 
 import contextlib
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP: int | None = getattr(signal, "SIGHUP", None)  # its terminal or connection is closed; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((HANGUP,) if HANGUP else ()))
 
 
 class Stopped(KeyboardInterrupt):
@@ -13,13 +14,22 @@ class Stopped(KeyboardInterrupt):
 
 
 def terminate_like_ctrl_c() -> None:
-    """From now on SIGTERM raises KeyboardInterrupt too: helpers end and the terminal is put back."""
+    """From now on SIGTERM and SIGHUP raise KeyboardInterrupt too: helpers end and the terminal is put back."""
     with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in SIGNALS:
+            if number != signal.SIGINT and not _unheard(number):
+                signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if number == HANGUP:  # one closed window may say so twice: the system, and the shell to all it began
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _unheard(number: int) -> bool:
+    """Whether it is a closed terminal's, which `nohup` had ignored before we began."""
+    return number == HANGUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 class StopRequest:
@@ -34,7 +44,9 @@ class StopRequest:
         return self._asked
 
     def __enter__(self) -> "StopRequest":
-        for number in _SIGNALS:
+        for number in SIGNALS:
+            if _unheard(number):
+                continue
             try:
                 self._before[number] = signal.signal(number, self._handle)
             except ValueError:  # not the main thread: signals are somebody else's
@@ -49,6 +61,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
+            if number == HANGUP:  # the same closed window, again: nobody is in a hurry
+                return
             raise KeyboardInterrupt
         self._asked = True
         if self._say:

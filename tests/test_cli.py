@@ -19,6 +19,7 @@ from test_train import poison
 
 from lgrpo import plan, session, tiny
 from lgrpo.cli import main
+from lgrpo.interrupt import SIGNALS
 from lgrpo.latent_sft import schedule
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
@@ -56,11 +57,12 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def lgrpo(*arguments: str, stdin: str | None = None) -> Result:
     """Run a command as a shell would; exceptions of ours are not caught."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         result = CliRunner().invoke(main, list(arguments), input=stdin, prog_name="lgrpo")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

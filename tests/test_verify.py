@@ -500,11 +500,16 @@ def test_checking_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_stop_of_the_whole_job_costs_no_right_answer() -> None:
-    """SIGTERM for all processes, as `scancel` and `timeout` send it: the step at hand is still graded."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_of_the_whole_job_costs_no_right_answer(number: int) -> None:
+    """SIGTERM for all processes, as `scancel` and `timeout` send it, a closed terminal: the step is still graded."""
+    before = signal.signal(number, signal.SIG_DFL)  # else a child of one that `nohup` began ignores it
     with Verifier() as grader:
         assert grader.grade([r"\boxed{\sqrt{8}}"], [r"2\sqrt{2}"]) == [1.0]
-        assert grader._process is not None
-        os.kill(grader._process._child.pid, signal.SIGTERM)
+        signal.signal(number, before)
+        process = grader._process
+        assert process is not None
+        os.kill(process._child.pid, number)
         assert grader.grade([r"\boxed{\sqrt{18}}"], [r"3\sqrt{2}"]) == [1.0]
         assert grader.failures == 0
+        assert grader._process is process

@@ -17,6 +17,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from lgrpo.interrupt import SIGNALS
+
 MEMORY = 1 << 30  # bytes of address space, 65 MB of which are the libraries': a tower of powers meets this limit first
 
 
@@ -73,8 +75,8 @@ def main(timeout: float) -> None:
     # Whatever a library prints must not get between the answers.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and a stop of all processes of a job, are for the parent,
-        signal.signal(number, signal.SIG_IGN)  # which ends this one by itself once the answer at hand is graded
+    for number in SIGNALS:  # Ctrl-C, a closed terminal, a stop of all processes of a job are for the parent, which ends
+        signal.signal(number, signal.SIG_IGN)  # this one by itself once the answer at hand is graded
 
     def say(number: int, equal: bool, failure: str | None) -> None:
         channel.write(json.dumps([number, equal, failure]) + "\n")
