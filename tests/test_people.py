@@ -36,6 +36,19 @@ def test_help_that_nobody_reads_any_more_ends_quietly() -> None:
     assert (left.stdout, left.stderr) == ("", "")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--file", "-"]])
+def test_problems_that_stdin_cannot_give_are_one_line(arguments: list[str], tmp_path: Path) -> None:
+    instead = "pipe the problems in, or give one in quotes or a --file"
+    for redirected, why in (
+        ("<&-", "there is no stdin to read from"),
+        (f"0> {tmp_path / 'written'}", "stdin cannot be read (Bad file descriptor)"),
+    ):
+        asked = shell(["sample", *arguments, "--model", "tiny", "--device", "cpu"], redirected)
+        assert (asked.returncode, asked.stdout) == (2, "")
+        assert asked.stderr.splitlines()[-1] == f"Error: {why}; {instead}"
+        assert "Traceback" not in asked.stderr
+
+
 def test_a_mistake_before_any_command_is_one_line() -> None:
     """Whatever it quotes, and without a stdout, which it does not need."""
     for redirected in ("", ">&-"):

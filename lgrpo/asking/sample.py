@@ -3,6 +3,7 @@
 import sys
 from contextlib import suppress
 
+from lgrpo import stdin
 from lgrpo.asking.ask import Asker, Wish, question
 from lgrpo.asking.present import Looks, present
 from lgrpo.errors import UserError
@@ -38,12 +39,12 @@ def sample(
 
         bulk.answer_file(file, lambda report: Asker(model, device, max_response, report), wish, chain)
         return
-    if problem is None and sys.stdin.isatty():
+    if problem is None and stdin.is_terminal():
         from lgrpo.asking import chat
 
         chat.talk(lambda name: Asker(name or model, device, max_response, _report), wish, looks)
         return
-    asked = question(sys.stdin.read() if problem is None else problem)
+    asked = question(stdin.text() if problem is None else problem)
     if not asked.problem:
         raise UserError("no problem given; put it in quotes, or pipe it in")
     present(Asker(model, device, max_response, _report), asked, wish, looks)

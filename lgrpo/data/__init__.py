@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lgrpo import arithmetic
+from lgrpo import arithmetic, stdin
 from lgrpo.data import fields, files, hub
 from lgrpo.data.json_rows import json_lines
 from lgrpo.errors import UserError
@@ -58,7 +58,7 @@ def read_to_ask(source: str, split: str = "test") -> Iterator[tuple[str, Problem
     is JSON lines on stdin. Raises UserError, naming file and line.
     """
     if source == "-":
-        rows: Iterator[fields.Row] = json_lines(_stdin(), "stdin")
+        rows: Iterator[fields.Row] = json_lines(stdin.lines(), "stdin")
     else:
         rows = (row for path in _paths(source, split) for row in files.rows(path, split, bare=True))
     for place, row in rows:
@@ -67,14 +67,6 @@ def read_to_ask(source: str, split: str = "test") -> Iterator[tuple[str, Problem
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
         yield place, Problem(problem, answer or "")
-
-
-def _stdin() -> Iterable[bytes]:
-    """A reader of its own: one that a thread waits in must not be the interpreter's, which closes it at the end."""
-    try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    except OSError:  # no real file
-        return sys.stdin.buffer
 
 
 def _paths(source: str, split: str) -> list[Path]:
