@@ -135,7 +135,7 @@ class Stages:
             save_file(tensors, folder / TENSORS)
             compare([folder / TENSORS], tensors)
             state = {"done": self.done, "skipped": self.skipped, "modules": sorted(self.modules)}
-            (folder / STATE).write_text(json.dumps(state))
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
         self.run.save(f"{PROGRESS}-{self.done:06d}", write)
         self.run.prune()
@@ -149,7 +149,7 @@ class Stages:
         """The newest progress that has all that is trained now: without its encoder, labels cannot be written again."""
         for folder in reversed(self.run.checkpoints() if self.run else []):
             if folder.name.startswith(f"{PROGRESS}-"):
-                state = json.loads((folder / STATE).read_text())
+                state = json.loads((folder / STATE).read_text(encoding="utf-8"))
                 if set(self.modules) <= set(state["modules"]):
                     return folder, state
         return None

@@ -225,7 +225,7 @@ def _save(policy: Policy, learner: Learner, progress: Progress, run: Run, score:
         tensors = learner.optimizer.state()
         save_file(tensors, folder / TENSORS)
         compare([folder / TENSORS], tensors)
-        (folder / STATE).write_text(json.dumps(asdict(progress)))
+        (folder / STATE).write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
     run.save(f"step-{progress.step:06d}", write, score)
     run.prune()
@@ -237,7 +237,7 @@ def _resume(run: Run, learner: Learner) -> Progress:
     if latest is None:
         run.rewind(0)  # of a run whose every checkpoint was damaged
         return Progress()
-    state: dict[str, Any] = json.loads((latest / STATE).read_text())
+    state: dict[str, Any] = json.loads((latest / STATE).read_text(encoding="utf-8"))
     learner.optimizer.load_state(load_file(latest / TENSORS))
     run.rewind(state["step"])
     progress = replace(Progress(), **state)

@@ -97,7 +97,7 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def short_hash(value: Any) -> str:
     """12 hexadecimal digits of anything JSON can hold."""
-    return hashlib.blake2b(to_json(value).encode("utf-8", "replace"), digest_size=6).hexdigest()
+    return hashlib.blake2b(to_json(value).encode(), digest_size=6).hexdigest()
 
 
 def compare(files: Iterable[Path], tensors: Mapping[str, Tensor]) -> None:

@@ -34,8 +34,13 @@ else:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON: non-finite numbers become null, scalar tensors numbers, anything unknown its text."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """`value` as strict JSON: non-finite numbers become null, scalar tensors numbers, anything unknown its text.
+
+    It is always UTF-8: bytes of a name that are not, which Python keeps as halves of surrogate pairs, are escapes in
+    it, and the same halves again where it is read.
+    """
+    text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:
