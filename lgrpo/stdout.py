@@ -19,6 +19,8 @@ def answering() -> Iterator[TextIO]:
     if sys.stdout is None:
         raise UserError("there is no stdout to write the answer to; leave it open, or send it to a file")
     try:
+        with contextlib.suppress(AttributeError):  # no text is refused for the sake of its encoding
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         yield sys.stdout
         sys.stdout.flush()
     except BrokenPipeError:

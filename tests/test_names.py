@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from test_cli import _small, done, latent, policy, record_of, steps_of  # noqa: F401 - fixtures among them
 
+from lgrpo.cli import main
 from lgrpo.data.fields import CHAIN
 from lgrpo.history import read_lines
 from lgrpo.runs import Run
@@ -53,3 +55,11 @@ def test_a_run_on_data_whose_name_is_not_utf8_goes_on_and_is_reported_and_scored
     assert Path("run/report.html").read_text(encoding="utf-8").count("d\N{REPLACEMENT CHARACTER}") >= 2
     scored = json.loads(done("eval", "run", "--data", data, "--json", *SHORTLY).stdout)
     assert scored["results"][0]["benchmark"] == NOT_UTF8
+
+
+@pytest.mark.parametrize("form", [[], ["--markdown"]])
+def test_a_stdout_that_is_only_ascii_gets_the_score_of_any_name(form: list[str], latent: str) -> None:  # noqa: F811
+    asked = ["eval", latent, "--data", problems("数据"), *SHORTLY, *form]
+    scored = CliRunner(charset="ascii").invoke(main, asked)
+    assert scored.exit_code == 0, scored.output
+    assert r"\u6570\u636e" in scored.stdout

@@ -31,7 +31,6 @@ def sample(
         raise UserError("a problem and --file at once: ask the one without --file, or put it into the file")
     with suppress(AttributeError):  # no text is refused for the sake of its encoding
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with answering():  # no stdout, no answer
         pass
     if file is not None:
