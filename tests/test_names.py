@@ -12,6 +12,7 @@ from lgrpo.cli import main
 from lgrpo.data.fields import CHAIN
 from lgrpo.history import read_lines
 from lgrpo.runs import Run
+from lgrpo.runs.checkpoints import safe_name
 from lgrpo.runs.durable import from_json, read_json, to_json, write_json
 
 NOT_UTF8 = os.fsdecode(b"d\xff")
@@ -63,3 +64,22 @@ def test_a_stdout_that_is_only_ascii_gets_the_score_of_any_name(form: list[str],
     scored = CliRunner(charset="ascii").invoke(main, asked)
     assert scored.exit_code == 0, scored.output
     assert r"\u6570\u636e" in scored.stdout
+
+
+def test_data_with_a_long_name_is_scored(latent: str) -> None:  # noqa: F811
+    asked = ["eval", latent, "--data", problems(LONG), "--out", "scores", *SHORTLY]
+    done(*asked)
+    written = [path.name for path in Path("scores").iterdir()]
+    assert len(written) == 2
+    assert all("数据数据" in name for name in written)
+
+
+def test_a_name_is_cut_between_letters_and_leaves_room_for_what_is_added() -> None:
+    for name, cut in (
+        ("x" * 300, "x" * 100),
+        ("é" * 300, "é" * 50),
+        ("x" + "é" * 300, "x" + "é" * 49),
+        (LONG, LONG[:33]),
+    ):
+        assert safe_name(name) == safe_name(safe_name(name)) == cut
+    assert safe_name(NOT_UTF8) == "d"

@@ -151,5 +151,9 @@ def run_folder(root: Path, model: str, kind: str) -> Path:
 
 
 def safe_name(text: str) -> str:
-    """`text` as the name of one file or folder: letters, digits and `._+-`, no leading dot, at most 100 characters."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-").lstrip(".-")[:100] or "model"
+    """`text` as the name of one file or folder: letters, digits and `._+-`, no leading dot, at most 100 bytes.
+
+    Whole letters of UTF-8. File systems take 255 bytes, encrypted ones 143: a kind, a hash and an ending have room.
+    """
+    name = re.sub(r"[^\w.+-]+", "-", text).strip("-").lstrip(".-")
+    return name.encode()[:100].decode("utf-8", "ignore") or "model"
