@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from test_bad_input import refused
 from test_cli import _small, done, latent, policy, record_of, steps_of  # noqa: F401 - fixtures among them
 
 from lgrpo.cli import main
@@ -13,7 +14,7 @@ from lgrpo.data.fields import CHAIN
 from lgrpo.history import read_lines
 from lgrpo.runs import Run
 from lgrpo.runs.checkpoints import safe_name
-from lgrpo.runs.durable import from_json, read_json, to_json, write_json
+from lgrpo.runs.durable import from_json, is_utf8, read_json, to_json, write_json
 
 NOT_UTF8 = os.fsdecode(b"d\xff")
 LONG = "数据" * 40
@@ -83,3 +84,27 @@ def test_a_name_is_cut_between_letters_and_leaves_room_for_what_is_added() -> No
     ):
         assert safe_name(name) == safe_name(safe_name(name)) == cut
     assert safe_name(NOT_UTF8) == "d"
+
+
+def test_folders_of_tensors_that_are_not_utf8_are_refused_and_say_what_helps(latent: str) -> None:  # noqa: F811
+    data = problems("data")
+    for command in (["init"], ["train", latent]):
+        refused(
+            [*command, "--out", NOT_UTF8, "--data", data, "--device", "cpu"],
+            "d\N{REPLACEMENT CHARACTER}: the name, or the locale, is not UTF-8; choose another --out",
+        )
+    problems(NOT_UTF8)  # or a skip
+    Path(latent).rename(NOT_UTF8)
+    for command in (["train"], ["init"], ["eval"], ["sample", "3 + 4", "--model"]):
+        refused(
+            [*command, NOT_UTF8],
+            "the name, or the locale, is not UTF-8, by which models are read; rename the folder, or set LC_ALL=C.UTF-8",
+        )
+
+
+def test_a_path_that_another_encoding_would_read_otherwise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_utf8(Path("数据/运行-1"))
+    assert not is_utf8(Path(f"runs/{NOT_UTF8}"))
+    monkeypatch.setattr(os, "fsencode", lambda path: str(path).encode("latin-1"))
+    assert not is_utf8(Path("donn\u00e9es"))  # one byte of the file's name
+    assert not is_utf8(Path("数据"))  # none at all

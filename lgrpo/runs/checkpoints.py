@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lgrpo.errors import UserError
 from lgrpo.runs.contents import NOTE, damage, is_model_file
-from lgrpo.runs.durable import read_json
+from lgrpo.runs.durable import is_utf8, read_json
 
 KINDS = ("init", "grpo", "explicit")  # endings of run folders' names
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -98,6 +98,11 @@ def _candidates(source: str) -> list[str]:
         return [source]
     if not path.is_dir():
         raise UserError(f"{source} is a file; name the folder of the run or model")
+    if not is_utf8(path):
+        raise UserError(
+            f"{source}: the name, or the locale, is not UTF-8, by which models are read; rename the folder, or set "
+            "LC_ALL=C.UTF-8"
+        )
     if (path / "run.json").exists():
         models = [saved for saved in saved_checkpoints(path) if (saved.path / "config.json").exists()]
         if not models:

@@ -57,6 +57,14 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether readers and writers of tensors and tokenizers, which take a path as UTF-8, mean the same one by it."""
+    try:
+        return os.fsencode(path) == str(path).encode("utf-8")
+    except UnicodeError:
+        return False
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically and on disk when this returns. Raises OSError."""
     _replace(path, path.with_name(f".{path.name}.new"), (to_json(value, indent=2) + "\n").encode())
