@@ -24,7 +24,7 @@ from lgrpo.problems import Problem, copies
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
-from lgrpo.runs.guard import unfinished
+from lgrpo.runs.guard import check_folder, unfinished
 from lgrpo.screen import Show
 from lgrpo.starting import Start, start_of
 from lgrpo.train import train as learn
@@ -38,6 +38,7 @@ def init(asked: InitOptions, anew: bool = False) -> Path:
     where = session.pick_device(asked.device)
     name = asked.base or session.TINY
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "init")
+    check_folder(out)
     start = start_of("init", asked.base, out, asked.overwrite, anew)
     policy = session.load(asked.base, where.value, start.model)
     if policy.latent:
@@ -140,6 +141,7 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     where = session.pick_device(asked.device)
     name = asked.checkpoint or session.TINY
     out = asked.out or checkpoints.run_folder(session.RUNS, name, "explicit-grpo" if asked.explicit else "grpo")
+    check_folder(out)  # before an `init` that it may take first
     start = start_of("train", asked.checkpoint, out, asked.overwrite, anew)
     source = start.name if asked.checkpoint else None
     policy = session.load(source, where.value, start.model)

@@ -526,6 +526,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["init", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg); choose"),
     (["train", "latent", "--set", "limit=60", "--out", "other"], "other holds files that are no run (photo.jpg)"),
     (["train", "latent", "--set", "limit=60", "--out", "notes.md"], "notes.md is a file; choose another --out"),
+    (["train", "tiny", "--out", "notes.md"], "notes.md is a file; choose another --out"),  # before its `init`
     (["train", "latent", "--set", "limit=1"], "1 of 1 different problems cannot be held out; give more problems"),
     (["init", "--set", "limit=-1"], "--set limit=-1: it must be 0 or more"),
     *[([*words, "--device", "cuda:99"], "device 'cuda:99' cannot be used") for words in (

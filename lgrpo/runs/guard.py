@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lgrpo.errors import UserError
-from lgrpo.runs.durable import read_json
+from lgrpo.runs.durable import is_utf8, read_json
 
 _FRESH = {"lock", ".run.json.new"}  # all that a process killed before its run.json stood can have left
 _PATHS = {"base", "checkpoint", "data"}  # parts of an identity that may be paths; hashes say what is there
@@ -22,8 +22,10 @@ _ELSEWHERE = {
 }  # fmt: skip
 
 
-def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
+def check_folder(folder: Path) -> None:
+    """Raises UserError where no run can ever be in `folder`: quick, and asked before anything takes time."""
+    if not is_utf8(folder):  # or checkpoints could not be written there, after the first steps
+        raise UserError(f"{folder}: the name, or the locale, is not UTF-8; choose another --out")
     try:
         is_file = folder.exists() and not folder.is_dir()
     except OSError as error:  # a name too long, a folder that may not be entered
@@ -31,6 +33,11 @@ def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool
         raise UserError(f"{str(folder)[:200]} cannot be used ({reason}); choose another --out") from error
     if is_file:
         raise UserError(f"{folder} is a file; choose another --out")
+
+
+def refuse(folder: Path, command: str, identity: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the run of `command` and `identity` is in `folder`; a UserError where another is. Writes nothing."""
+    check_folder(folder)
     record = read_json(folder / "run.json")
     if record is None:
         strange = sorted({path.name for path in folder.glob("*")} - _FRESH)

@@ -30,7 +30,6 @@ from lgrpo.runs.checkpoints import best_saved, latest_saved, saved_checkpoints
 from lgrpo.runs.durable import (
     FolderLock,
     from_json,
-    is_utf8,
     mend_folders,
     now,
     read_json,
@@ -84,8 +83,6 @@ class Run:
         A folder that holds another run is refused unless `overwrite`, which begins a finished one anew, too; one that
         was stopped goes on whatever `overwrite` says. Files that are no run are never replaced.
         """
-        if not is_utf8(folder):  # or checkpoints could not be written there, after the first steps
-            raise UserError(f"{folder}: the name, or the locale, is not UTF-8; choose another --out")
         same = from_json(to_json(dict(identity or {}))) or {}
         overwrite = overwrite and not unfinished(folder, command, same)  # else a repeated command would lose its run
         refuse(folder, command, same, overwrite)
