@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,28 @@ def test_a_prompt_does_not_depend_on_the_day() -> None:
     )
     policy = made(models.tokenizer(chat_template=dated))
     assert policy.tokenizer.decode(policy.prompt_ids("x", latent=False)).startswith("Today Date: 26 Jul 2024\n")
+
+
+@pytest.mark.parametrize(
+    "form", ["%d %B %Y %H:%M:%S", "%Y-%m-%d", "%A, %-d %b %y", "%H:%M:%S.%f %p", "100%% %j", "", "%e|%D|%F|%T", "%B"]
+)
+def test_a_template_that_asks_for_the_time_always_has_the_same(form: str) -> None:
+    """In the format it asks for, wherever it asks; what it writes otherwise stays as it is, white space too."""
+    now, call = repr(datetime(2024, 7, 26).strftime(form)), f"strftime_now({form!r})"
+    asks = "  \n{% macro said() %}<{{ NOW }}>{% endmacro %}\n {% set now = NOW %}\n" + models.CHAT
+    asks += "{{ now }};{{ said() }};{{ NOW[:3] }};{{ now | length }}"
+    prompts = [
+        made(models.tokenizer(chat_template=asks.replace("NOW", text))).prompt_ids("x", latent=False)
+        for text in (call, now)
+    ]
+    assert prompts[0] == prompts[1]
+
+
+def test_the_template_that_asks_for_the_time_is_saved_as_it_came(tmp_path: Path) -> None:
+    asks = "{{ strftime_now('%Y') }}" + models.CHAT
+    made(models.tokenizer(chat_template=asks)).save(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == asks
+    assert Policy.load(tmp_path).tokenizer.chat_template == asks
 
 
 def test_the_beginning_of_sequence_comes_once() -> None:

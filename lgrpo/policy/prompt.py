@@ -1,13 +1,30 @@
 """What a model is asked and what it ends with, all of it out of its tokenizer: no id stands in code."""
 
+from datetime import datetime
 from typing import Any
 
 from lgrpo.errors import UserError, first_line
 
 BEGIN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}.\n"
-# Llama 3's template writes today's date: the same seed would be another rollout tomorrow. Its own fallback.
-DATE = "26 Jul 2024"
+# Many templates write today's date, some the time: the same seed would be another rollout in a second or tomorrow. This
+# is Llama 3's own fallback, at midnight.
+NOW = datetime(2024, 7, 26)
+DATE = NOW.strftime("%d %b %Y")
+_CODES = {
+    flag + code: NOW.strftime(f"%{flag}{code}") for flag in ("", "-") for code in "aAbBcdDeFfGhHIjmMnpRSTtuUVwWxXyYzZ"
+}
+# `strftime_now` of a template, with NOW for now. transformers puts its own among the template's names, and rebuilds all
+# that it is handed from plain data: only a macro in front of the template comes before it. Its last newline is trimmed.
+CLOCK = f"""\
+{{%- macro strftime_now(format) -%}}
+{{%- set codes = {_CODES} -%}}
+{{%- for part in format.replace('%%', '\\0').split('%') -%}}
+{{%- set code = '' if loop.first else part[:2] if part[:2] in codes else part[:1] -%}}
+{{{{- ((codes.get(code, '%' ~ code) if code else '') ~ part[code | length:]).replace('\\0', '%') -}}}}
+{{%- endfor -%}}
+{{%- endmacro %}}
+"""
 PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
     "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 )
@@ -26,7 +43,12 @@ def prompt_text(tokenizer: Any, problem: str, name: str) -> str:
     """The user's turn with the problem, and what comes before the answer. Raises UserError where the template fails."""
     turn = [{"role": "user", "content": INSTRUCTION + problem}]
     try:
-        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, date_string=DATE))
+        template = tokenizer.get_chat_template()
+        clock = CLOCK if "strftime_now" in template else ""
+        text = tokenizer.apply_chat_template(
+            turn, chat_template=clock + template, tokenize=False, add_generation_prompt=True, date_string=DATE
+        )
+        return str(text)
     except Exception as error:  # a template is a small program of the checkpoint's, run in a sandbox
         raise UserError(f"{name}: its chat template fails ({first_line(error)}); mend chat_template.jinja") from error
 
