@@ -281,6 +281,26 @@ def test_a_damaged_checkpoint_is_refused_by_every_command(
         refused(command("damaged"), message)
 
 
+@pytest.mark.parametrize("heat", [0, 1])
+def test_a_card_may_hold_whole_numbers_where_others_are_meant(
+    heat: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 is 1.0 to whoever writes it by hand, and 0 the most probable token."""
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("whole", int), ("real", float)):
+        settings = {key: kind(value) for key, value in {"temperature": heat, "noise_scale": 1, "tau": 1}.items()}
+        card(rollout={"max_response": 9, "top_p": kind(1), "noise_top_p": kind(1), **settings})(copied(model, name))
+    told = {}
+    for name in ("whole", "real"):
+        asked = lgrpo("sample", "3?", "--model", name, "--json", "--explore", "-n", "3")
+        scored = lgrpo("eval", name, "--json", "--limit", "2", "--runs", "1")
+        assert (asked.exit_code, scored.exit_code) == (0, 0), asked.stderr + scored.stderr
+        rows = [json.loads(line) for line in asked.stdout.splitlines()]
+        assert [type(rows[0]["settings"][key]) for key in ("temperature", "noise_scale", "tau")] == [float] * 3
+        told[name] = [(row["tokens"], row["chain"]) for row in rows]
+    assert told["whole"] == told["real"]
+
+
 @pytest.mark.parametrize("source", ["x" * 300, "x" * 5_000, "no\nwhere\x1b[2J", "loop", "dangling", "/dev/null"])
 def test_a_name_that_is_no_checkpoint_is_refused(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

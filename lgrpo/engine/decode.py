@@ -60,11 +60,12 @@ def act(
     few = min(latent.shortlist, 8 * latent.k)  # that many for each component hold the answer nearly always
     wanted = max(few, latent.k, text.top_k) if chains else text.top_k
     values, candidates = best(logits, min(vocabulary, wanted))
-    normaliser = _logsumexp(logits, values, text.temperature)
+    heat = text.temperature or 1.0  # at 0 nothing is drawn: the log-probability is the model's own
+    normaliser = _logsumexp(logits, values, heat)
     finite = normaliser.isfinite()
 
     def of_token(tokens: Tensor) -> Tensor:
-        return (logits.gather(1, tokens[:, None]) / text.temperature)[:, 0] - normaliser
+        return (logits.gather(1, tokens[:, None]) / heat)[:, 0] - normaliser
 
     draw = noise.gumbel(rows.keys, rows.steps, candidates)  # for a superposition or a token: a row needs one of them
     sampled = _sample(values, candidates, draw, rows.temperature, text)

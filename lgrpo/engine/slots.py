@@ -184,8 +184,8 @@ class Slots:
         self.prompt_lengths[slots] = torch.tensor([len(r.prompt) for r in requests], device=device)
         self.keys[slots] = torch.tensor([r.key for r in requests], device=device)
         self.in_chain[slots] = torch.tensor([r.latent for r in requests], device=device)
-        self.noise_scale[slots] = torch.tensor([r.noise_scale for r in requests], device=device)
-        self.temperature[slots] = torch.tensor([r.temperature for r in requests], device=device)
+        self.noise_scale[slots] = torch.tensor([float(r.noise_scale) for r in requests], device=device)
+        self.temperature[slots] = torch.tensor([float(r.temperature) for r in requests], device=device)
         self.steps[slots] = 0
         self.active[slots] = True
         for flags in (self.ended, self.waiting, self.broken):

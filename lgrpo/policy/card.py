@@ -1,7 +1,7 @@
 """`lgrpo.json`, which lies beside the weights of a checkpoint: what its chain is, and how it was trained to answer."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def read_card(source: str | Path, mark: Any = None) -> Card:
         if type(value) not in kinds or not least <= value <= most:
             kind = "a number" if float in kinds else "a whole number"
             raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
-    return card
+    real = {name: float(value) for name, value in card.rollout.items() if _ROLLOUT.get(name, (_ANY,))[0] is _ANY}
+    return replace(card, rollout=card.rollout | real)  # somebody may have written 1 for 1.0
 
 
 def never_fetched(source: str | Path) -> UserError:
