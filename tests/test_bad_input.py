@@ -154,6 +154,7 @@ def card(**entries: Any) -> Damage:
 
 
 NOT_LOADED, NO_CARD = "cannot be loaded as a causal language model", "not a card lgrpo wrote"
+UNUSABLE = "tokenizer or configuration cannot be used"
 CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "config-missing": (without("config.json"), "neither a run (run.json) nor a model (config.json)"),
     "config-folder": (a_folder("config.json"), "has no config.json"),
@@ -181,6 +182,19 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "three-heads": (config(num_attention_heads=3, head_dim=None), NOT_LOADED),
     "hidden-text": (config(hidden_size="many"), NOT_LOADED),
     "hidden-negative": (config(hidden_size=-32), NOT_LOADED),
+    "window-text": (config(sliding_window="x"), UNUSABLE),
+    "window-list": (config(sliding_window=[4]), UNUSABLE),
+    "kinds-number": (config(layer_types=3, sliding_window=4), NOT_LOADED),
+    "cap-text": (config(final_logit_softcapping="x"), UNUSABLE),
+    "cap-object": (config(final_logit_softcapping={}), UNUSABLE),
+    "cap-zero": (config(final_logit_softcapping=0), "computes its logits in a way lgrpo does not support"),
+    "positions-text": (config(max_position_embeddings="x"), NOT_LOADED),
+    "rope-list": (config(rope_parameters=[1]), NOT_LOADED),
+    "rope-text": (
+        config(rope_parameters={"rope_type": "longrope", "original_max_position_embeddings": "x"}),
+        NOT_LOADED,
+    ),
+    "rope-less": (config(rope_parameters={"rope_type": "longrope"}), NOT_LOADED),
     "other-shape": (config(intermediate_size=64), "tensors are missing or have another shape"),
     "more-layers": (config(num_hidden_layers=3, layer_types=None), "tensors are missing or have another shape"),
     "fewer-layers": (config(num_hidden_layers=1, layer_types=None), "tensors have no place in this architecture"),

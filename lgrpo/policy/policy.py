@@ -95,9 +95,11 @@ class Policy:
         try:
             policy = cls(model, tokenizer, card, Path(source).name)
             policy.asked("")
+            policy.check_weights()
+            policy.check_head()
         except UserError:
             raise
-        except Exception as error:  # a tokenizer with entries of another type fails where it is first used
+        except Exception as error:  # entries of another type fail where they are first used
             raise UserError(f"{source}: tokenizer or configuration cannot be used ({first_line(error)})") from error
         if card.k > (tokens := len(tokenizer)):
             raise UserError(
@@ -106,8 +108,6 @@ class Policy:
         policy.trained_on, certain = trained_on.read(source)
         ours = mark is not None or card != Card("explicit")  # a plain model has no such file
         policy.knows_trained_on = certain or not ours
-        policy.check_weights()
-        policy.check_head()
         return policy
 
     def save(self, folder: Path) -> None:
