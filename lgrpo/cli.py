@@ -11,11 +11,30 @@ import click
 
 from lgrpo import __version__
 from lgrpo.people import People, helping, telling
+from lgrpo.ranges import ANSWERS, COUNT, RATE, TEMPERATURE, Range
 
 DATA_HELP = (
     "JSON lines, JSON, CSV, Parquet or GSM8K-Aug text file, or a hub name; `arithmetic` is the built-in generator.  "
     "[default: what the checkpoint was trained on; arithmetic for tiny]"
 )
+
+
+class Real(click.FloatRange):
+    """A number in a range; to click, nan lies in every one."""
+
+    def __init__(self, numbers: Range):
+        super().__init__(0, numbers.most, min_open=not numbers.zero)
+        self.numbers = numbers
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not self.numbers.holds(found):
+            self.fail(f"{found} is not {self.numbers}.", param, ctx)
+        return found
+
+
+def whole(numbers: Range, least: int = 1) -> click.IntRange:
+    return click.IntRange(least, int(numbers.most))
 
 
 def shared(function: Callable[..., None], **seed: Any) -> Callable[..., None]:
@@ -89,10 +108,8 @@ def main() -> None:
 )
 @click.argument("base", required=False)
 @training
-@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of all stages together.  [default: recipe]")
-@click.option(
-    "--lr", type=click.FloatRange(0, 1, min_open=True), help="Peak learning rate of the last stage.  [default: recipe]"
-)
+@click.option("--steps", type=whole(COUNT), help="Optimiser steps of all stages together.  [default: recipe]")
+@click.option("--lr", type=Real(RATE), help="Peak learning rate of the last stage.  [default: recipe]")
 @shared
 def init(**options: Any) -> None:
     """Give BASE, a causal language model, a latent chain of thought.
@@ -118,8 +135,8 @@ def init(**options: Any) -> None:
 )
 @click.argument("checkpoint", required=False)
 @training
-@click.option("--steps", type=click.IntRange(1), help="Batches to learn from.  [default: from the recipe]")
-@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="Learning rate, constant.  [default: recipe]")
+@click.option("--steps", type=whole(COUNT), help="Batches to learn from.  [default: from the recipe]")
+@click.option("--lr", type=Real(RATE), help="Learning rate, constant.  [default: recipe]")
 @click.option(
     "--without",
     multiple=True,
@@ -158,14 +175,14 @@ def train(**options: Any) -> None:
 )
 @click.argument("problem", required=False)
 @click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
-@click.option("-n", "--samples", type=click.IntRange(1, 1024), default=1, show_default=True, help="Answers to draw.")
+@click.option("-n", "--samples", type=whole(ANSWERS), default=1, show_default=True, help="Answers to draw.")
 @click.option(
     "--explore",
     is_flag=True,
     help="Noise on the latent chain, as in training; with -n, shows where the chains part.  [default: none]",
 )
-@click.option("--temperature", type=click.FloatRange(0), help="Of the answer's tokens.  [default: 0.6, published]")
-@click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
+@click.option("--temperature", type=Real(TEMPERATURE), help="Of the answer's tokens.  [default: 0.6, published]")
+@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: from the recipe]")
 @click.option(
     "--all",
     "every",
@@ -209,20 +226,20 @@ def sample(**options: Any) -> None:
     help="arithmetic, gsm8k, gsm8k-aug, gsm-hard, svamp, multiarith, math500, aime24, aime25, gpqa, file or hub name; "
     "repeatable.  [default: the test problems of what the checkpoint was trained on]",
 )
-@click.option("--limit", type=click.IntRange(1), help="Problems at most.  [default: 500 of arithmetic, else all]")
+@click.option("--limit", type=whole(COUNT), help="Problems at most.  [default: 500 of arithmetic, else all]")
 @click.option(
     "--runs",
-    type=click.IntRange(1),
+    type=whole(ANSWERS),
     help="Noise-free runs a problem.  [default: as published: 5; math500 and `high` 4, gpqa 8, aime 64]",
 )
 @click.option(
     "--samples",
-    type=click.IntRange(0),
+    type=whole(ANSWERS, 0),
     default=8,
     show_default=True,
     help="Rollouts with noise a problem, for pass@k; 0 leaves it out.",
 )
-@click.option("--max-response", type=click.IntRange(1), help="Positions at most.  [default: from the recipe]")
+@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: from the recipe]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -82,7 +82,7 @@ class _Teller:
             told |= {"reference": reference, "right": right}
             self._graded, self._right = self._graded + 1, self._right + right
         with answering() as stdout:
-            stdout.write(json.dumps(told) + "\n")
+            stdout.write(json.dumps(told, allow_nan=False) + "\n")
         self._told += 1
         self._latent += answer.rollout.latent_length
         self._explicit += answer.rollout.explicit_length

@@ -82,7 +82,8 @@ class _Telling:
         text = self._texts.pop(answer.sample)
         if self._looks.as_json:
             with answering() as stdout:
-                print(json.dumps(self._asker.as_json(answer, self._wish, self._looks.chain)), file=stdout)
+                told = self._asker.as_json(answer, self._wish, self._looks.chain)
+                print(json.dumps(told, allow_nan=False), file=stdout)
         else:
             self._write(text.rest() + "\n")
         if answer.trouble:

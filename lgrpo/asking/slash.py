@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from lgrpo.asking.ask import Asker, Wish
 from lgrpo.asking.present import Looks
 from lgrpo.errors import UserError
+from lgrpo.ranges import ANSWERS, NOISE, TEMPERATURE, Range
 
 Obeyed = tuple["Talk", str]
 
@@ -64,23 +64,23 @@ def _explore(talk: Talk, argument: str) -> Obeyed:
     if argument in ("", "on", "off"):
         wanted: float | bool = not talk.wish.explore if argument == "" else argument == "on"
     else:
-        wanted = _number(argument, "/explore", "on, off, or the scale of the noise, such as 0.5")
+        wanted = _number(argument, NOISE, "/explore needs on, off, or the scale of the noise")
     return _wish(talk, explore=wanted)
 
 
 def _samples(talk: Talk, argument: str) -> Obeyed:
-    wanted = _whole(argument, "/samples", "how many, from 1 to 1024", 1, 1024)
+    wanted = _whole(argument, f"/samples needs how many, {ANSWERS}", ANSWERS)
     return _wish(talk, samples=wanted)
 
 
 def _temperature(talk: Talk, argument: str) -> Obeyed:
     if argument == "":
         return _wish(talk, temperature=None)
-    return _wish(talk, temperature=_number(argument, "/temperature", "a number, 0 for the most probable tokens"))
+    return _wish(talk, temperature=_number(argument, TEMPERATURE, "/temperature needs a number"))
 
 
 def _seed(talk: Talk, argument: str) -> Obeyed:
-    return _wish(talk, seed=_whole(argument, "/seed", "a whole number, 0 or more", 0, 2**32 - 1))
+    return _wish(talk, seed=_whole(argument, "/seed needs a whole number, 0 or more", Range(0, 2**32 - 1)))
 
 
 def _all(talk: Talk, argument: str) -> Obeyed:
@@ -116,19 +116,19 @@ def _switched(now: bool, argument: str, name: str) -> bool:
     return not now if argument == "" else argument == "on"
 
 
-def _number(text: str, name: str, needed: str) -> float:
+def _number(text: str, numbers: Range, needed: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise UserError(f"{name} needs {needed}")
+        value = float("nan")
+    if not numbers.holds(value):
+        raise UserError(f"{needed}, {numbers}")
     return value
 
 
-def _whole(text: str, name: str, needed: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-        raise UserError(f"{name} needs {needed}")
+def _whole(text: str, needed: str, numbers: Range) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and numbers.holds(int(text))):
+        raise UserError(needed)
     return int(text)
 
 

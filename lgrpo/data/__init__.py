@@ -17,6 +17,7 @@ from lgrpo.errors import UserError
 from lgrpo.problems import Problem
 
 GENERATED = 20_000  # problems taken from the endless generator where no limit is given
+MADE = 1_000_000  # at most: a minute or two, and the same few kinds of problems long before
 
 
 def read_problems(source: str | Path, split: str = "train", limit: int | None = None) -> list[Problem]:
@@ -33,6 +34,8 @@ def read_problems(source: str | Path, split: str = "train", limit: int | None = 
     name = str(source)
     generator, _, level = name.partition(":")
     if generator == "arithmetic":
+        if limit is not None and limit > MADE:
+            raise UserError(f"arithmetic: at most {MADE:,} problems are made; give a smaller limit")
         return list(itertools.islice(_generated(split, level), limit or GENERATED))
     problems = list(itertools.islice(_read(name, split), limit))
     if not problems:

@@ -71,7 +71,7 @@ def evaluate(asked: EvalOptions) -> None:
     results = [_named(name, ones, asked.seed) for name, ones in scored]
     with answering() as stdout:
         if asked.as_json:
-            print(json.dumps(results[0] if len(results) == 1 else results), file=stdout)
+            print(json.dumps(results[0] if len(results) == 1 else results, allow_nan=False), file=stdout)
         elif asked.markdown:
             print(markdown(results), file=stdout)
         else:
