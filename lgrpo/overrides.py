@@ -1,17 +1,15 @@
 """`--set NAME=VALUE`: any setting of a plan from the command line, checked before anything begins."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from lgrpo.errors import UserError
+from lgrpo.ranges import range_of
 
 _ELSEWHERE = {  # settings that have an option of their own, or come with the checkpoint
     "recipe", "seed", "steps", "lr", "walk_lr", "explicit", "surrogate", "one_sided", "mask_invalid", "first_token",
 }  # fmt: skip
-_MAY_BE_ZERO = {"limit", "kl", "noise_scale", "weight_decay", "smoothing", "lr_warm_up"}
-_SHARES = {"top_p", "noise_top_p", "smoothing", "lr_warm_up"}  # at most 1
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
 
 
@@ -44,8 +42,6 @@ def _value(name: str, text: str, kind: Any) -> Any:
         value = kind(text)
     except ValueError:
         raise UserError(f"--set {name}={text}: {'a whole' if kind is int else 'a'} number is needed") from None
-    zero = name in _MAY_BE_ZERO or name.endswith("_steps")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero) or (name in _SHARES and value > 1):
-        wanted = f"{'0 or more' if zero else 'more than 0'}{', at most 1' if name in _SHARES else ''}"
-        raise UserError(f"--set {name}={text}: it must be {wanted}")
+    if not (numbers := range_of(name, kind is int)).holds(value):
+        raise UserError(f"--set {name}={text}: it must be {numbers}")
     return value

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lgrpo.engine.decode import TextSettings
 from lgrpo.errors import UserError
+from lgrpo.ranges import ROLLOUTS
 from lgrpo.superposition import LatentSettings
 
 RECIPES = ("tiny", "low", "high")
@@ -194,6 +195,8 @@ def train_settings(
             raise UserError(f"{name} must be positive, not {table[name][0]}")
     if table["group"][0] < 2:
         raise UserError("group must be at least 2: an advantage compares rollouts of one prompt")
+    if (rollouts := table["batch"][0] * table["group"][0]) > ROLLOUTS:
+        raise UserError(f"batch * group is {rollouts:,} rollouts; give fewer, {ROLLOUTS:,} at most")
     order = [field.name for field in fields(TrainSettings)]
     settings = TrainSettings(**{name: table[name][0] for name in order})
     settings = replace(settings, update_batch=min(settings.update_batch, settings.batch))

@@ -528,7 +528,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "latent", "--set", "limit=60", "--out", "notes.md"], "notes.md is a file; choose another --out"),
     (["train", "tiny", "--out", "notes.md"], "notes.md is a file; choose another --out"),  # before its `init`
     (["train", "latent", "--set", "limit=1"], "1 of 1 different problems cannot be held out; give more problems"),
-    (["init", "--set", "limit=-1"], "--set limit=-1: it must be 0 or more"),
+    (["init", "--set", "limit=-1"], "--set limit=-1: it must be 0, or from 1 to 2147483647"),
     *[([*words, "--device", "cuda:99"], "device 'cuda:99' cannot be used") for words in (
         ["init"], ["train", "latent"], ["sample", "3?", "--model", "latent"], ["eval", "latent"]
     )],
@@ -545,7 +545,7 @@ REFUSED: list[tuple[list[str], str]] = [
         ["eval", "--limit"], ["eval", "--runs"], ["eval", "--samples"],
     )],
     (["eval", "--runs", "1025"], "'--runs': 1025 is not in the range 1<=x<=1024."),
-    (["eval", "latent", "--limit", "2000000000"], "arithmetic: at most 1,000,000 problems are made; give a smaller lim"),
+    (["eval", "latent", "--limit", "2000000000"], "arithmetic: at most 1,000,000 problems are made; give a "),
     (["train", "latent", "--set", "limit=2000000000"], "arithmetic: at most 1,000,000 problems are made"),
     (["train", "--lr", "0"], "'--lr': 0.0 is not in the range 0<x<=1."),
     (["train", "latent", "--set", "max_response=2000"], "max_prompt=512 and max_response=2000 are more than the 2048"),
@@ -553,9 +553,22 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train", "latent", "--set", "size=1"], "--set size=1: there is no such setting; there are batch, checkpointing"),
     (["train", "latent", "--set", "batch"], "--set batch=: a whole number is needed"),
     (["train", "latent", "--set", "batch=1.5"], "--set batch=1.5: a whole number is needed"),
-    (["train", "latent", "--set", "tau=0"], "--set tau=0: it must be more than 0"),
-    (["train", "latent", "--set", "kl=nan"], "--set kl=nan: it must be 0 or more"),
-    (["train", "latent", "--set", "top_p=2"], "--set top_p=2: it must be more than 0, at most 1"),
+    (["train", "latent", "--set", "tau=0"], "--set tau=0: it must be from 1e-06 to 1e+06"),
+    (["train", "latent", "--set", "kl=nan"], "--set kl=nan: it must be 0, or from 1e-06 to 1e+06"),
+    (["train", "latent", "--set", "top_p=2"], "--set top_p=2: it must be from 1e-06 to 1"),
+    *[(["train", "latent", "--set", pair], f"--set {pair}: it must be from 1 to 65536") for pair in (
+        f"batch={10**12}", "batch=65537", f"group={10**15 - 1}", f"slots={10**9}"
+    )],
+    *[(["train", "latent", "--set", f"{name}={10**20}"], f"=1{'0' * 20}: it must be ") for name in (
+        "limit", "draws", "max_prompt", "max_response", "held_out", "eval_every", "micro_tokens", "top_k", "kl", "clip"
+    )],
+    *[(["init", "--set", f"{name}={10**20}"], f"=1{'0' * 20}: it must be ") for name in (
+        "limit", "batch", "ratio", "k", "joint_steps", "max_chain", "save_every", "slots", "output_scale", "joint_lr"
+    )],
+    (["train", "latent", "--set", "group=65536", "--set", "batch=64"], "batch * group is 4,194,304 rollouts; give few"),
+    *[(["train", "latent", "--set", pair], f"--set {pair}: it must be ") for pair in (
+        "noise_scale=1e308", "noise_scale=1e-300", "tau=1e-300", "tau=1e308", "temperature=1e-300", "top_p=1e-300"
+    )],
     (["train", "latent", "--set", "k=3"], "--set k=3: there is no such setting"),
     (["init", "--set", "k=99999"], "--set k=99999: tiny has "),
     (["init", "--set", "train_embedding=2"], "--set train_embedding=2: yes or no is needed"),

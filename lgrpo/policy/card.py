@@ -7,19 +7,11 @@ from typing import Any
 
 from lgrpo.errors import UserError
 from lgrpo.policy import files
+from lgrpo.ranges import TEMPERATURE, range_of
 
 CARD = "lgrpo.json"
 MARK = "lgrpo"  # entry of config.json, the mode: whoever has the configuration knows that there is a card
-_WHOLE, _ANY = (int,), (int, float)
-_ROLLOUT: dict[str, tuple[tuple[type, ...], float, float]] = {  # types, least and most of what a card may hold
-    "max_response": (_WHOLE, 1, 1 << 30),
-    "top_k": (_WHOLE, 1, 1 << 30),
-    "tau": (_ANY, 1e-6, 1e6),
-    "noise_scale": (_ANY, 0, 1e6),
-    "noise_top_p": (_ANY, 1e-6, 1),
-    "temperature": (_ANY, 0, 1e6),
-    "top_p": (_ANY, 1e-6, 1),
-}
+_WHOLE = ("max_response", "top_k")  # settings of `rollout` that are whole numbers
 
 
 @dataclass(frozen=True)
@@ -59,13 +51,15 @@ def read_card(source: str | Path, mark: Any = None) -> Card:
             raise UserError(f"{path}: {name} must be a text or null")
     if not isinstance(card.rollout, dict):
         raise UserError(f"{path}: rollout must hold settings by name")
+    rollout: dict[str, float] = {}
     for name, value in card.rollout.items():
-        kinds, least, most = _ROLLOUT.get(name, (_ANY, 0, 1e300))
-        if type(value) not in kinds or not least <= value <= most:
-            kind = "a number" if float in kinds else "a whole number"
-            raise UserError(f"{path}: {name[:60]} of rollout must be {kind} from {least:g} to {most:g}")
-    real = {name: float(value) for name, value in card.rollout.items() if _ROLLOUT.get(name, (_ANY,))[0] is _ANY}
-    return replace(card, rollout=card.rollout | real)  # somebody may have written 1 for 1.0
+        whole = name in _WHOLE
+        numbers = TEMPERATURE if name == "temperature" else range_of(name, whole)
+        if type(value) not in ((int,) if whole else (int, float)) or not numbers.holds(value):
+            kind = "a whole number" if whole else "a number"
+            raise UserError(f"{path}: {name[:60]} of rollout must be {kind}, {numbers}")
+        rollout[name] = value if whole else float(value)  # somebody may have written 1 for 1.0
+    return replace(card, rollout=rollout)
 
 
 def never_fetched(source: str | Path) -> UserError:
