@@ -46,7 +46,7 @@ def available(name: str) -> bool:
 def check(name: str | None) -> None:
     """Raises UserError where the tracker's package is missing: to be called before anything long starts."""
     if name in _TRACKERS and not available(name):
-        raise UserError(f"--log-to {name} needs a package that is not installed: pip install 'lgrpo[{name}]'")
+        raise UserError(f"--log-to {name} needs a package that is not installed: pip install {name}")
 
 
 @contextmanager

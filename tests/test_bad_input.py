@@ -6,6 +6,7 @@ Options are in test_cli.py. Here each damaged checkpoint meets all commands, and
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import lgrpo
 
+from lgrpo import plan
 from lgrpo.policy import Card, Policy
 
 Damage = Callable[[Path], Any]
@@ -466,6 +468,20 @@ MISSING = {
     "../../\x1b[2J": "no such file or folder",
 }
 COMMANDS = {"init": ["init", "--data"], "train": ["train", "latent", "--data"], "eval": ["eval", "latent", "--data"]}
+
+
+@pytest.mark.parametrize("extra", ["parquet", "tensorboard", "wandb", "trackio"])
+def test_the_package_that_is_missing_is_named_as_it_can_be_installed_from_anywhere(
+    extra: str, data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lgrpo is on no index, and nobody need stand in its source: what its extra would install, by its own name."""
+    package = {"parquet": "pyarrow"}.get(extra, extra)
+    assert f'\n{extra} = ["{package}>=' in (Path(plan.__file__).parents[1] / "pyproject.toml").read_text()
+    for name in (package, f"{package}.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("lgrpo.trackers.available", lambda name: False)
+    command = ["train", "latent", *(["--data", "text.parquet"] if extra == "parquet" else ["--log-to", extra])]
+    refused(command, f"needs a package that is not installed: pip install {package}\n")
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "sample"])

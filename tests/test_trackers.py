@@ -169,10 +169,10 @@ def test_a_missing_package_is_said_before_anything_is_loaded_or_written(monkeypa
     monkeypatch.setattr("lgrpo.session.load", lambda *_: pytest.fail("the model was loaded first"))
     result = CliRunner().invoke(main, [command, "--log-to", name])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"--log-to {name} needs a package that is not installed: pip install 'lgrpo[{name}]'" in result.stderr
+    assert f"--log-to {name} needs a package that is not installed: pip install {name}" in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match=rf"pip install 'lgrpo\[{name}\]'"):
+    with pytest.raises(UserError, match=f"pip install {name}$"):
         check(name)
     monkeypatch.setattr(trackers, "find_spec", lambda name: ModuleSpec(name, None, origin="somewhere"))
     check(name)

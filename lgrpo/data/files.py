@@ -135,7 +135,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; pip install 'lgrpo[parquet]'") from error
+        raise UserError(
+            f"{path}: reading Parquet needs a package that is not installed: pip install pyarrow"
+        ) from error
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
