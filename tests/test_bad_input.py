@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import lgrpo
 
 from lgrpo import plan
-from lgrpo.policy import Card, Policy
+from lgrpo.policy import Card, Policy, policy
 
 Damage = Callable[[Path], Any]
 WITH_MODEL = {
@@ -156,6 +156,8 @@ def card(**entries: Any) -> Damage:
 
 
 NOT_LOADED, NO_CARD = "cannot be loaded as a causal language model", "not a card lgrpo wrote"
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLES = "{% set n = namespace(s='x') %}{% for a in range(24) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
 UNUSABLE = "tokenizer or configuration cannot be used"
 CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "config-missing": (without("config.json"), "neither a run (run.json) nor a model (config.json)"),
@@ -239,6 +241,8 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "template-cut": (put("chat_template.jinja", "{% for"), "its chat template fails"),
     "template-raises": (put("chat_template.jinja", "{{ raise_exception('no') }}"), "its chat template fails"),
     "template-divides": (put("chat_template.jinja", "{{ 1 / 0 }}"), "its chat template fails"),
+    "template-endless": (put("chat_template.jinja", LOOPS), "fails (it takes more than 1 seconds for an empty problem"),
+    "template-doubling": (put("chat_template.jinja", DOUBLES), "fails (it makes 16,777,216 letters of a problem of 0"),
     "card-empty": (put("lgrpo.json", ""), NO_CARD),
     "card-list": (put("lgrpo.json", "[]"), NO_CARD),
     "card-bytes": (put("lgrpo.json", b"\xff"), NO_CARD),
@@ -291,6 +295,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_command(
     name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(policy, "PATIENCE", 1)
     damage, message = CHECKPOINTS[name]
     damage(copied(model, "damaged"))
     for command in WITH_MODEL.values():

@@ -1,7 +1,10 @@
 """Checkpoints, markers, prompts and logits of every supported kind of model and tokenizer."""
 
 import json
+import signal
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lgrpo.errors import UserError
 from lgrpo.policy import CARD, Card, Policy, products
+from lgrpo.policy.deadline import deadline
 
 PROBLEM = "What is 6 * 7?"
 USER = "Please reason step by step, and put your final answer within \\boxed{}.\n" + PROBLEM
@@ -103,6 +107,24 @@ def test_the_template_that_asks_for_the_time_is_saved_as_it_came(tmp_path: Path)
     made(models.tokenizer(chat_template=asks)).save(tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == asks
     assert Policy.load(tmp_path).tokenizer.chat_template == asks
+
+
+def test_a_deadline_ends_what_runs_on_and_leaves_signals_as_they_were() -> None:
+    def work(seconds: float) -> None:
+        """Of the processor."""
+        with deadline(0.05, "too long"):
+            began = time.thread_time()
+            while time.thread_time() - began < seconds:
+                pass
+
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(TimeoutError, match=r"^too long$"):
+        work(9)
+    work(0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    with ThreadPoolExecutor(1) as pool:  # where no signal is heard
+        pool.submit(work, 0.2).result()
 
 
 def test_the_beginning_of_sequence_comes_once() -> None:

@@ -20,10 +20,13 @@ from lgrpo.errors import UserError, first_line
 from lgrpo.policy import attention, files, products, trained_on
 from lgrpo.policy.cache import SlotCache
 from lgrpo.policy.card import CARD, MARK, Card, read_card
+from lgrpo.policy.deadline import deadline
 from lgrpo.policy.lean import LeanDecoder
 from lgrpo.policy.masks import additive_masks
 from lgrpo.policy.prompt import BEGIN, PLAIN_TEMPLATE, end_of_sequence, marker_ids, prompt_text
 from lgrpo.runs.contents import compare
+
+PATIENCE = 5  # seconds of the processor for the first prompt: a chat template takes thousandths
 
 
 class Policy:
@@ -94,7 +97,8 @@ class Policy:
         model = model.to(device).eval()
         try:
             policy = cls(model, tokenizer, card, Path(source).name)
-            policy.asked("")
+            with deadline(PATIENCE, f"it takes more than {PATIENCE} seconds for an empty problem"):
+                policy.asked("")
             policy.check_weights()
             policy.check_head()
         except UserError:

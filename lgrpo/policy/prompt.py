@@ -25,6 +25,7 @@ CLOCK = f"""\
 {{%- endfor -%}}
 {{%- endmacro %}}
 """
+MOST = 1 << 20  # letters that a template may add, and a hundred for each of the problem's: no model has such a context
 PLAIN_TEMPLATE = (  # for tokenizers that bring no chat template: the text of each turn, a line each
     "{% if bos_token %}{{ bos_token }}{% endif %}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 )
@@ -48,6 +49,8 @@ def prompt_text(tokenizer: Any, problem: str, name: str) -> str:
         text = tokenizer.apply_chat_template(
             turn, chat_template=clock + template, tokenize=False, add_generation_prompt=True, date_string=DATE
         )
+        if len(text) > len(problem) * 100 + MOST:
+            raise ValueError(f"it makes {len(text):,} letters of a problem of {len(problem):,}")
         return str(text)
     except Exception as error:  # a template is a small program of the checkpoint's, run in a sandbox
         raise UserError(f"{name}: its chat template fails ({first_line(error)}); mend chat_template.jinja") from error
