@@ -29,7 +29,7 @@ class Real(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found: float = super().convert(value, param, ctx)
         if not self.numbers.holds(found):
-            self.fail(f"{found} is not {self.numbers}.", param, ctx)
+            self.fail(f"{found} is not in the range: {self.numbers}.", param, ctx)
         return found
 
 
