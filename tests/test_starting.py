@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from test_cli import _small, ctrl_c, done, latent, lgrpo, listing, mixed_rewards, policy, record_of, steps_of
 
 from lgrpo import tiny
@@ -121,10 +122,15 @@ def test_where_the_first_weights_are_needed_or_nothing_else_is_left_it_is_one_li
 
 
 def remade(policy: Policy) -> str:
-    """The run `a` anew, with a checkpoint of another name. Returns it."""
+    """The run `a` anew, with a checkpoint of another name and other weights. Returns it."""
     shutil.rmtree("a")
-    with Run.start(Path("a"), "init", []) as run:
-        return str(run.save("walk-000077", policy.save, score=0.5))
+    weights = policy.embedding.weight
+    kept = weights.detach().clone()
+    with torch.no_grad(), Run.start(Path("a"), "init", []) as run:
+        weights.mul_(0.5)
+        saved = run.save("walk-000077", policy.save, score=0.5)
+        weights.copy_(kept)
+    return str(saved)
 
 
 def test_a_start_whose_run_was_made_anew_is_not_called_unneeded_in_silence(begun: Path, policy: Policy) -> None:
