@@ -136,7 +136,7 @@ def perturb(
 
 def running_sum(values: Tensor) -> Tensor:
     """Of each row, [N, M]. The only row of a tensor, a GPU would add up in an order that differs from time to time."""
-    return values.cumsum(-1) if len(values) > 1 else values.expand(2, -1).cumsum(-1)[:1]
+    return values.cumsum(-1) if len(values) != 1 else values.expand(2, -1).cumsum(-1)[:1]
 
 
 def complete(

@@ -177,4 +177,5 @@ def test_a_single_rollout_adds_up_no_row_alone() -> None:
 def test_the_running_sum_of_one_row_is_that_of_the_row_in_a_batch() -> None:
     values = torch.rand(3, 700)
     assert torch.equal(running_sum(values), values.cumsum(-1))
+    assert running_sum(values[:0]).shape == (0, 700)
     assert torch.equal(running_sum(values[1:2]), values.cumsum(-1)[1:2])
