@@ -63,7 +63,7 @@ def recorded(folder: Path) -> InitOptions | TrainOptions | None:
     return _found_from(record.get("cwd"), kinds[command](**options))
 
 
-def _found_from(began_in: Any, asked: Any) -> Any:
+def _found_from(began_in: Any, asked: InitOptions | TrainOptions) -> InitOptions | TrainOptions:
     """The same options, their data where the run was begun, in the folder `began_in`, where it is not here."""
     if isinstance(began_in, str) and asked.data and not Path(asked.data).exists():
         there = Path(began_in, asked.data)

@@ -53,7 +53,7 @@ def hold_out(problems: Sequence[Problem], count: int, seed: int) -> tuple[list[P
 
     def rank(key: bytes) -> tuple[int, str]:
         text = problems[groups[key]].problem
-        signs = "".join(filter(str.isalnum, text.lower())) or text
+        signs = "".join(filter(str.isalnum, text.lower())) or text  # as ever: a run that goes on holds out the same
         return _hash(f"{seed} {signs}"), normalised(text)
 
     chosen = set(heapq.nsmallest(count, groups, rank))

@@ -24,8 +24,8 @@ FACTOR = Range(1e-6, 1e6)
 SHARE = Range(1e-6, 1.0)  # of 1
 RATE = Range(1e-12, 1.0)  # of learning: less moves no float32 weight, more no model survives
 COUNT = Range(1, 2**31 - 1)  # whole numbers that nothing else bounds: what every library counts with
-ANSWERS = Range(1, 1024)  # to one problem: pass@k is published up to that k, and each is kept
-PROBLEMS = Range(1, 1 << 16)  # in a batch, or rollouts of one: 128 times the published batch; with ROLLOUTS
+ANSWERS = Range(1, 1024)  # to one problem: 16 times the most that are published (AIME), and each is kept
+PROBLEMS = Range(1, 1 << 16)  # in a batch, or rollouts of one: 1,024 times the 64 that are published; see ROLLOUTS
 ROLLOUTS = 1 << 17  # in a batch, 256 times as many as published: they are in memory together, 10 kB each
 
 _OFF = {"limit", "kl", "noise_scale", "weight_decay", "smoothing", "lr_warm_up"}  # 0 is none, or all of it

@@ -50,8 +50,7 @@ def write(folder: Path, known: Tensor) -> None:
 def read(source: str | Path) -> tuple[Tensor, bool]:
     """(int64 [M] of a folder or a hub name, nothing where it does not say; whether that is certain).
 
-    A file of an older form says nothing for certain.
-    Raises UserError where it is damaged.
+    A file of an older form says nothing for certain. Raises UserError where it is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
