@@ -13,6 +13,7 @@ float32 weights and gradients at once and waits for the device after every tenso
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -220,9 +221,16 @@ def _fresh(weights: Tensor) -> _Moments:
 
 
 def _bitsandbytes() -> Any:
+    """Its functions. What it would have compiled is not called here, and the compiler takes seconds to import."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of 4-bit kernels nobody asked for
-    from bitsandbytes import functional
-
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        from bitsandbytes import functional
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
     return functional
 
 
