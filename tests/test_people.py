@@ -36,17 +36,22 @@ def test_help_that_nobody_reads_any_more_ends_quietly() -> None:
     assert (left.stdout, left.stderr) == ("", "")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--file", "-"]])
-def test_problems_that_stdin_cannot_give_are_one_line(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "redirected", "why"),
+    [
+        (["--file", "-"], "<&-", "there is no stdin to read from"),
+        ([], "0> written", "stdin cannot be read (Bad file descriptor)"),
+    ],
+)
+def test_problems_that_stdin_cannot_give_are_one_line(
+    arguments: list[str], redirected: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = shell(["sample", *arguments, "--model", "tiny", "--device", "cpu"], redirected)
+    assert (asked.returncode, asked.stdout) == (2, "")
     instead = "pipe the problems in, or give one in quotes or a --file"
-    for redirected, why in (
-        ("<&-", "there is no stdin to read from"),
-        (f"0> {tmp_path / 'written'}", "stdin cannot be read (Bad file descriptor)"),
-    ):
-        asked = shell(["sample", *arguments, "--model", "tiny", "--device", "cpu"], redirected)
-        assert (asked.returncode, asked.stdout) == (2, "")
-        assert asked.stderr.splitlines()[-1] == f"Error: {why}; {instead}"
-        assert "Traceback" not in asked.stderr
+    assert asked.stderr.splitlines()[-1] == f"Error: {why}; {instead}"
+    assert "Traceback" not in asked.stderr
 
 
 def test_a_mistake_before_any_command_is_one_line() -> None:

@@ -13,7 +13,7 @@ import pytest
 from test_cli import latent, policy  # noqa: F401 - fixtures
 
 ENDS = {"mistake": 2, "stop": 130}
-SMALL = {"batch": 2, "update_batch": 2, "group": 2, "max_response": 8, "held_out": 2, "limit": 40, "eval_every": 900}
+SMALL = {"batch": 2, "update_batch": 2, "group": 2, "draws": 1, "max_response": 8, "held_out": 2, "limit": 40}
 SPEAK = """
 import sys, warnings
 import click
@@ -96,7 +96,7 @@ def test_stderr_is_told_everything_as_long_as_it_takes_it() -> None:
 
 
 def train(model: str, stderr: int, **more: object) -> "subprocess.Popen[bytes]":
-    settings = [f"--set={name}={value}" for name, value in SMALL.items()]
+    settings = [f"--set={name}={value}" for name, value in {**SMALL, "eval_every": 900}.items()]
     command = [sys.executable, "-m", "lgrpo", "train", model, "--out", "run", "--device", "cpu", "--steps", "900"]
     return subprocess.Popen([*command, *settings], stdout=stderr, stderr=stderr, **more)  # type: ignore[call-overload]
 
