@@ -28,12 +28,12 @@ from lgrpo.watch import Watch
 PROGRESS = "progress"  # kind of the checkpoint
 STATE, TENSORS = "init_state.json", "init_state.safetensors"
 _OPTIMIZER = "optimizer."
-RATES = {  # the setting that is a part's peak learning rate
-    "warm start": "warm_up_lr",
-    "encoder": "encoder_lr",
-    "decoder": "decoder_lr",
-    "encoder and decoder": "joint_lr",
-    "walk": "walk_lr",
+RATES = {  # the option that gives a part its peak learning rate
+    "warm start": "--set warm_up_lr=",
+    "encoder": "--set encoder_lr=",
+    "decoder": "--set decoder_lr=",
+    "encoder and decoder": "--set joint_lr=",
+    "walk": "--lr ",
 }
 
 
@@ -112,7 +112,7 @@ class Stages:
         weights = (entry for module in self.modules.values() for entry in module.named_parameters())
         latest = self.run.latest() if self.run else None
         kept = f"{latest} is kept; " if latest else ""
-        remedy = f"{kept}begin again with a lower rate, --set {RATES[part.name]}={part.lr / 2:g} and another --out"
+        remedy = f"{kept}begin again with a lower rate, {RATES[part.name]}{part.lr / 2:g} and another --out"
         error = diverged(f"{part.name} step {step}", not_finite(weights), remedy)
         if self.run is not None:
             self.run.event("diverged", step=self.done, what=str(error))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lgrpo import evaluate
 from lgrpo import initialise as initialise_module
+from lgrpo.cli import main
 from lgrpo.engine.slots import Slots
 from lgrpo.errors import UserError
 from lgrpo.history import History
@@ -22,11 +24,14 @@ from lgrpo.initialise import initialise
 from lgrpo.latent_sft.encoder import Encoder, Latents
 from lgrpo.latent_sft.labels import Labels
 from lgrpo.latent_sft.schedule import Schedule, schedule
+from lgrpo.memory.latent_sft import PARTS
 from lgrpo.memory.trial import Trial
 from lgrpo.optimizer import Optimizer
+from lgrpo.overrides import read_overrides
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
 from lgrpo.runs import Run
+from lgrpo.stages import RATES
 from lgrpo.verify.verifier import Verdict
 
 STEPS = {"warm_up_steps": 2, "encoder_steps": 1, "decoder_steps": 2, "joint_steps": 1, "walk_steps": 4}
@@ -529,6 +534,14 @@ def test_three_losses_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, m
         go(run, show, walk_steps=6)
     assert "begin again with a lower rate, --set joint_lr=" in str(caught.value)
     assert [one["skipped"] for one in show.numbers] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("part", RATES)
+def test_the_lower_rate_that_a_diverged_run_is_advised_can_be_given(part: str) -> None:
+    given = main.commands["init"].make_context("init", shlex.split(f"{RATES[part]}3e-07")).params
+    chosen = read_overrides(given["overrides"], Schedule)
+    rates = schedule("low", max_prompt=96, max_response=24, device="cpu", walk_lr=given["lr"], **chosen)[0]
+    assert getattr(rates, PARTS[part].steps.replace("_steps", "_lr")) == 3e-7
 
 
 def test_labels_are_not_taught_to_weights_that_are_older_than_they_are(tmp_path: Path) -> None:
