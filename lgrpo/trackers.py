@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from lgrpo.errors import UserError
 from lgrpo.runs import Run
+from lgrpo.runs.guard import refuse_links
 from lgrpo.text import columns, setting
 
 PROJECT = "lgrpo"  # at Weights & Biases, unless WANDB_PROJECT names another, and at Trackio
@@ -141,11 +142,12 @@ def finite_numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, floa
 def open_tracker(
     name: str, run_name: str, folder: Path, settings: Mapping[str, Any], *, run_id: str, first: int
 ) -> Tracker:
-    """Open the tracker `name` for the run in `folder`.
+    """Open the tracker `name` for the run in `folder`. Raises UserError where what it would write in there is a link.
 
     settings: shown with the run. run_id: the same whenever this run goes on, and no other run's. first: the step of
     the first numbers to come; what an interrupted process logged from there on is replaced.
     """
+    refuse_links(folder, [name])
     return _TRACKERS[name](run_name, folder, settings, run_id, first)
 
 

@@ -273,6 +273,22 @@ def test_init_and_train_go_on_where_they_were_followed_until_told_otherwise(monk
     assert "log_to" not in json.loads(Path("runs/tiny-grpo/run.json").read_text())["identity"]
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_tracker_writes_nothing_through_a_link(name: str, tmp_path: Path) -> None:
+    """As in a run folder that came from elsewhere."""
+    pytest.importorskip(name)
+    (tmp_path / "outside").mkdir()
+    said: list[str] = []
+    with start(tmp_path / "a") as run, tracking(run, name, said.append):
+        (run.folder / name).symlink_to(tmp_path / "outside")
+        take_steps(run, 1, 2)
+    assert list((tmp_path / "outside").iterdir()) == []
+    assert len(said) == 1
+    assert (
+        f"a/{name} is a link, and lgrpo writes nothing through one; remove it); the run goes on without it" in said[0]
+    )
+
+
 FOLLOWED = """
 import sys
 from pathlib import Path
