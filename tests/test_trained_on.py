@@ -59,6 +59,14 @@ def test_a_copied_checkpoint_still_knows_and_its_answers_are_the_same_model_s(tm
     assert content_hash(tmp_path / "before") == content_hash(tmp_path / "elsewhere")
 
 
+def test_hashes_that_read_back_from_disk_as_others_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "safetensors.torch.save_file", lambda tensors, path: save_file({"texts": tensors["texts"] + 1}, path)
+    )
+    with pytest.raises(OSError, match="the tensor texts reads back from disk as another"):
+        trained_on.write(tmp_path, trained_on.joined(trained_on.nothing(), KNOWN))
+
+
 @pytest.mark.parametrize("kind", ["cut", "empty", "floats", "table", "other name"])
 def test_a_damaged_list_is_said(tmp_path: Path, kind: str) -> None:
     path = tmp_path / trained_on.FILE

@@ -15,6 +15,7 @@ from torch import Tensor
 from lgrpo.errors import UserError
 from lgrpo.policy import files
 from lgrpo.problems import Problem, text_hash
+from lgrpo.runs.contents import compare
 
 FILE, _NAME = "trained_on.safetensors", "texts"
 _OLDER = "problems"  # of letters and digits alone: not to be compared with
@@ -40,11 +41,12 @@ def _hashes(problems: Sequence[Problem]) -> Tensor:
 
 
 def write(folder: Path, known: Tensor) -> None:
-    """Into an existing folder; nothing where nothing is known."""
+    """Into an existing folder, nothing where nothing is known. Raises OSError where they read back as others."""
     from safetensors.torch import save_file
 
     if len(known):
         save_file({_NAME: known}, folder / FILE)
+        compare([folder / FILE], {_NAME: known})
 
 
 def read(source: str | Path) -> tuple[Tensor, bool]:
