@@ -62,10 +62,12 @@ def test_a_latent_prompt_ends_with_think_exactly_once(ending: str, think: bool) 
     assert latent == (explicit if ending else explicit + policy.begin_ids)
 
 
-def test_think_in_the_problem_is_not_the_marker() -> None:
-    policy = made()
+@pytest.mark.parametrize(("template", "between"), [(models.CHAT, "<|assistant|>"), (None, "\n")])
+def test_think_in_the_problem_is_not_the_marker(template: str | None, between: str) -> None:
+    """The plain template writes nothing behind the problem that would keep them apart."""
+    policy = made(models.tokenizer(chat_template=template))
     ids = policy.prompt_ids("Say <think> twice: <think>", latent=True)
-    assert ids[-2:] == [policy.tokenizer.convert_tokens_to_ids("<|assistant|>"), policy.begin_ids[0]]
+    assert policy.tokenizer.decode(ids).endswith(f"twice: <think>{between}<think>")
 
 
 def test_without_a_chat_template_a_plain_one_is_used_and_saved(tmp_path: Path) -> None:

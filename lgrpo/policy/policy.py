@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,12 @@ class Policy:
         """Ids of the user turn and the generation prompt; a latent one ends with `<think>` exactly once."""
         text = prompt_text(self.tokenizer, problem, self.name)
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        if latent and not text.rstrip().endswith(BEGIN):
-            ids += self.begin_ids
-        return ids
+        return ids if not latent or self._template_begins else ids + self.begin_ids
+
+    @cached_property
+    def _template_begins(self) -> bool:
+        """Whether the chat template ends with `<think>` by itself: asked without a problem, which may end so, too."""
+        return prompt_text(self.tokenizer, "", self.name).rstrip().endswith(BEGIN)
 
     def asked(self, problem: str) -> tuple[int, ...]:
         """The prompt of a problem as this policy is asked, latent or not: what is measured is what it will read."""
