@@ -85,6 +85,7 @@ class Score:
     length: float
     invalid: float  # share of responses that reached the length limit
     pass_at_k: dict[int, float] = field(default_factory=dict)  # noise on, unbiased
+    pass_at_k_interval: dict[int, tuple[float, float]] = field(default_factory=dict)  # 95 %, clustered by problem
     unchecked: Mapping[str, int] = field(default_factory=dict)  # why answers could not be checked, and how many
     shares: tuple[float, ...] = ()  # part of the runs that was right, of each problem: what `compare` compares
 
@@ -98,6 +99,7 @@ class Score:
             "pass@1_se": self.pass_at_1_se,
             "pass@1_interval": list(compare.interval(self.shares, self.runs)) if self.shares else None,
             "pass@k": {str(k): value for k, value in self.pass_at_k.items()},
+            "pass@k_interval": {str(k): list(ends) for k, ends in self.pass_at_k_interval.items()},
             "latent_length": self.latent_length,
             "explicit_length": self.explicit_length,
             "length": self.length,
@@ -215,6 +217,8 @@ def summarise(answered: Sequence[Graded], explored: Sequence[Graded] = ()) -> Sc
     """Score from noise-free responses and, for pass@k, from explored ones, each in any order."""
     by_problem = _by_problem(answered)
     shares = [fmean(right) for right in by_problem]
+    estimates = _pass_at_k_by_problem(explored)
+    most = max(estimates, default=0)
     valid = [one for one in answered if one.valid]
     latent, explicit = _mean(one.latent_length for one in valid), _mean(one.explicit_length for one in valid)
     return Score(
@@ -226,7 +230,8 @@ def summarise(answered: Sequence[Graded], explored: Sequence[Graded] = ()) -> Sc
         explicit_length=explicit,
         length=_mean(one.latent_length + one.explicit_length for one in valid),
         invalid=1 - len(valid) / max(len(answered), 1),
-        pass_at_k=_all_pass_at_k(explored),
+        pass_at_k={k: fmean(each) for k, each in estimates.items()},
+        pass_at_k_interval={k: compare.interval(each, most // k) for k, each in estimates.items()},
         unchecked=Counter(one.unchecked for one in (*answered, *explored) if one.unchecked is not None),
         shares=tuple(shares),
     )
@@ -245,11 +250,9 @@ def _mean(values: Iterable[float]) -> float:
     return fmean(kept) if kept else 0.0
 
 
-def _all_pass_at_k(explored: Sequence[Graded]) -> dict[int, float]:
-    """pass@k for k = 1, 2, 4, ... up to the number of samples."""
+def _pass_at_k_by_problem(explored: Sequence[Graded]) -> dict[int, list[float]]:
+    """The estimate of each problem, for k = 1, 2, 4, ... up to the number of samples."""
     by_problem = _by_problem(explored)
-    if not by_problem:
-        return {}
-    samples = min(map(len, by_problem))
+    samples = min(map(len, by_problem), default=0)
     ks = [1 << power for power in range(samples.bit_length())]
-    return {k: fmean(pass_at_k(len(right), sum(right), k) for right in by_problem) for k in ks}
+    return {k: [pass_at_k(len(right), sum(right), k) for right in by_problem] for k in ks}

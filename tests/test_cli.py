@@ -29,8 +29,8 @@ from lgrpo.verify import Verifier
 COMMANDS = ("init", "train", "sample", "eval")
 QUESTION = "Tom has 3 boxes with 12 pens each and gives away 7. How many pens are left?"
 RESULT = {
-    "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@1_interval", "pass@k", "latent_length",
-    "explicit_length", "length", "invalid", "data_hash", "left_out", "unchecked", "tokens_per_second",
+    "benchmark", "problems", "runs", "pass@1", "pass@1_se", "pass@1_interval", "pass@k", "pass@k_interval",
+    "latent_length", "explicit_length", "length", "invalid", "data_hash", "left_out", "unchecked", "tokens_per_second",
 }  # fmt: skip
 # The `tiny` recipe, so small that a command takes a second: nothing here tests what is learnt.
 SMALL_TRAIN = {

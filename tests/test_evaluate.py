@@ -7,7 +7,7 @@ import models
 import pytest
 import torch
 
-from lgrpo.compare import clustered_standard_error
+from lgrpo.compare import clustered_standard_error, interval
 from lgrpo.evaluate import Answered, answer, pass_at_k, summarise
 from lgrpo.problems import Problem
 from lgrpo.rollout import LATENT, Rollout
@@ -54,6 +54,14 @@ def test_pass_at_k_comes_from_the_explored_samples_only() -> None:
     score = summarise([answered(0, 0, True, [5])], [answered(0, r, r == 0, [5]) for r in range(4)])
     assert score.pass_at_1 == 1.0
     assert score.pass_at_k == {1: 0.25, 2: 0.5, 4: 1.0}
+
+
+def test_the_interval_of_pass_at_k_is_clustered_by_problem() -> None:
+    """Right 0, 1, 2 and 4 times of 4: pass@2 is 0, 1/2, 5/6 and 1; of 4 samples there are two sets apart."""
+    score = summarise([], [answered(p, r, r < right, [5]) for p, right in enumerate([0, 1, 2, 4]) for r in range(4)])
+    expected = {1: interval([0, 0.25, 0.5, 1], 4), 2: interval([0, 0.5, 5 / 6, 1], 2), 4: interval([0, 1, 1, 1], 1)}
+    assert score.pass_at_k_interval == {k: pytest.approx(ends, abs=1e-12) for k, ends in expected.items()}
+    assert score.as_json("x")["pass@k_interval"] == {str(k): pytest.approx(ends) for k, ends in expected.items()}
 
 
 def test_problems_count_alike_however_many_responses_they_have() -> None:

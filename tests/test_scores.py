@@ -20,6 +20,7 @@ ENTRY: dict[str, Any] = {
     "pass@1_se": 0.0123,
     "pass@1_interval": [0.7873, 0.8354],
     "pass@k": {"1": 0.8, 16: 0.95, "8": 0.9},
+    "pass@k_interval": {"1": [0.78, 0.82], "8": [0.88, 0.92]},
     "latent_length": 8.84,
     "explicit_length": 5.0,
     "length": 13.84,
@@ -101,6 +102,7 @@ def test_at_80_columns_numbers_stand_upright_with_every_digit() -> None:
     shown = on_terminal([one(f"runs/{letter * 30}", ENTRY | {"against": AGAINST}) for letter in "abc"], 80)
     assert max(map(cell_len, shown.split("\n"))) <= 80
     assert shown.count("0.812 [0.787, 0.835]") == 3
+    assert shown.count("0.900 [0.880, 0.920]") == 3
     assert shown.count("+0.051 [+0.041, +0.061]") == 3
     assert shown.count("10,234") == 3
     assert "runs/" + "a" * 15 in shown  # folded, not cut

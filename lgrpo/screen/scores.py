@@ -114,7 +114,7 @@ def _upright(console: Console, name: str, rows: Sequence[Row]) -> None:
     for start in range(0, len(rows), across):
         part = rows[start : start + across]
         lines = [["hash", *(row["hash"] for row in part)], ["Pass@1", *map(_pass_at_1, part)]]
-        lines += [[f"pass@{k}, noise", *(_pass_at_k(row, k) for row in part)] for k in _ks(part)]
+        lines += [[f"pass@{k}, noise", *(_pass_at_k(row, k) + _within(row, k) for row in part)] for k in _ks(part)]
         lines += [[name, *map(show, part)] for name, show in _MEASURES]
         if any("against" in row for row in part):
             lines += [["difference", *map(_difference, part)], ["", *map(_verdict, part)]]
@@ -148,6 +148,12 @@ def _pass_at_1(row: Row) -> str:
 def _pass_at_k(row: Row, k: str) -> str:
     value = {str(of): rate for of, rate in row.get("pass@k", {}).items()}.get(k)
     return "-" if value is None else f"{value:.3f}"
+
+
+def _within(row: Row, k: str) -> str:
+    """The interval of pass@k, for which a row of a table has no room."""
+    ends = row.get("pass@k_interval", {}).get(k)
+    return f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
 
 
 def _difference(row: Row) -> str:
