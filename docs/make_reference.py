@@ -22,6 +22,7 @@ KINDS = {
     "share": "share of 1",
     "score": "score of 1",
     "count": "count",
+    "rate": "positions/s",
     "seconds": "s",
     "bytes": "bytes",
     "length": "positions",
@@ -72,10 +73,11 @@ def _cell(text: str) -> str:
 
 HEAD = f"""# Metrics
 
-The numbers of a step, by the names they have in a run's `metrics.jsonl`, in its report and in the trackers. Outside its
-healthy range a number is named in words on the screen and in `events.jsonl`, with what usually helps: worth a look, not
-yet a verdict. Ranges are of the mean of the last {health.RECENT} steps, where nothing else is said. Written by
-`docs/make_reference.py`.
+The numbers of a step, by the names they have in a run's `metrics.jsonl`, in its report and in the trackers. A step of
+`train` is a batch: of its optimiser steps the numbers are means, and `skipped` is their sum. `init` says of each step
+which `part` it is of. Outside its healthy range a number is named in words on the screen and in `events.jsonl`, with
+what usually helps: worth a look, not yet a verdict. Ranges are of the mean of the last {health.RECENT} steps, where
+nothing else is said. Written by `docs/make_reference.py`.
 
 | name | on the screen | unit | meaning | healthy |
 |---|---|---|---|---|"""

@@ -174,7 +174,7 @@ def _walk(history: History) -> Iterator[Trouble]:
 
     `pass@1` while the first chain is learnt: above 0 in one of the last two.
 
-    `invalid` while the first chain is learnt: at most 20 %.
+    `invalid` while the first chain is learnt: at most 20 %, from the second on.
     """
     if len(history.scores) < 2 or "reward" in (history.steps[-1] if history.steps else {}):
         return
