@@ -55,7 +55,7 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
     function = click.option(
         "--log-to",
         type=click.Choice(["tensorboard", "wandb", "trackio", "none"]),
-        help="Send the numbers to a tracker as well.  [default: none; a run that goes on: as it began]",
+        help="Send the numbers to a tracker as well.  [default: none; of a run that `train` is given: as it began]",
     )(function)
     function = click.option(
         "--overwrite",
@@ -76,7 +76,9 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
         help="Set of defaults; `low` and `high` are the published ones.  [default: the checkpoint's, else by size]",
     )(function)
     function = click.option(
-        "--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<model>-init or -grpo]"
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Run folder.  [default: runs/<model>-init, -grpo or -explicit-grpo]",
     )(function)
     return click.option("--data", help=DATA_HELP)(function)
 
@@ -114,8 +116,8 @@ def main() -> None:
 def init(**options: Any) -> None:
     """Give BASE, a causal language model, a latent chain of thought.
 
-    BASE is a folder or a hub name; left out, it is the embedded tiny model. The data needs a chain of thought
-    with each problem. The result is a run folder; `lgrpo train` goes on from there.
+    BASE is a folder or a hub name; left out, it is the embedded tiny model. It learns from those problems of the
+    data that have a chain of thought. The result is a run folder; `lgrpo train` goes on from there.
     """
     from lgrpo import commands
     from lgrpo.options import InitOptions
@@ -153,8 +155,9 @@ def init(**options: Any) -> None:
 def train(**options: Any) -> None:
     """Reinforce CHECKPOINT, a model with a latent chain.
 
-    CHECKPOINT is a run folder, a model folder or a hub name; left out, it is the newest run here, which goes on
-    if it was interrupted, or else the embedded tiny model. A model without a latent chain goes through `init` first.
+    CHECKPOINT is a run folder, a model folder or a hub name; left out, it is the newest run here, or else (always
+    with --explicit) the embedded tiny model. A run of `train` goes on; with --out, another begins from its best
+    checkpoint. A model without a latent chain goes through `init` first.
     """
     from lgrpo import commands
     from lgrpo.options import TrainOptions
@@ -181,8 +184,10 @@ def train(**options: Any) -> None:
     is_flag=True,
     help="Noise on the latent chain, as in training; with -n, shows where the chains part.  [default: none]",
 )
-@click.option("--temperature", type=Real(TEMPERATURE), help="Of the answer's tokens.  [default: 0.6, published]")
-@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: from the recipe]")
+@click.option(
+    "--temperature", type=Real(TEMPERATURE), help="Of the answer's tokens.  [default: as trained; published: 0.6]"
+)
+@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: as trained, else the recipe's]")
 @click.option(
     "--all",
     "every",
@@ -200,8 +205,8 @@ def train(**options: Any) -> None:
 def sample(**options: Any) -> None:
     """Ask a model PROBLEM: the answer on stdout, the latent chain on stderr, a line a step.
 
-    Left out, the problem comes from stdin; on a terminal, a prompt asks for one after the other. With -n the answers
-    follow each other on stdout, and the vote is on stderr.
+    Left out, the problem comes from stdin; on a terminal, a prompt asks for one after the other, and remembers what was
+    typed (~/.local/state/lgrpo/history). With -n the answers follow each other on stdout, and the vote is on stderr.
     """
     from lgrpo.asking import sample as asking
 
@@ -230,7 +235,7 @@ def sample(**options: Any) -> None:
 @click.option(
     "--runs",
     type=whole(ANSWERS),
-    help="Noise-free runs a problem.  [default: as published: 5; math500 and `high` 4, gpqa 8, aime 64]",
+    help="Noise-free runs a problem.  [default: as published: 5; math500 4, gpqa 8, aime 64; `high` on other data 4]",
 )
 @click.option(
     "--samples",
@@ -239,7 +244,7 @@ def sample(**options: Any) -> None:
     show_default=True,
     help="Rollouts with noise a problem, for pass@k; 0 leaves it out.",
 )
-@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: from the recipe]")
+@click.option("--max-response", type=whole(COUNT), help="Positions at most.  [default: as trained, else the recipe's]")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
