@@ -108,13 +108,18 @@ def _gradient(history: History) -> Iterator[Trouble]:
 
     `grad_norm`: the newest at most 20 times the median of those before it, from the 11th step on.
     """
+    newest = history.steps[-1] if history.steps else {}
+    if "reward" in newest or "text" in newest:
+        lower = "a lower --lr"
+    else:  # parts of `init` before the walk, which alone has that rate
+        lower = "a lower rate of this part, --set warm_up_lr=N, encoder_lr=N, decoder_lr=N or joint_lr=N"
     if sum(history.last("skipped")) > 0:
         what = f"gradients were not finite in the last {RECENT} steps; those optimiser steps were left out"
-        yield Trouble("skipped", what, "a lower --lr; if it goes on, go back to the best checkpoint")
+        yield Trouble("skipped", what, f"{lower}; if it goes on, go back to the best checkpoint")
     norms = [step["grad_norm"] for step in history.steps[-KEPT:] if step.get("grad_norm") is not None]
     if len(norms) > 10 and norms[-1] > 20 * (usual := median(norms[:-1])) > 0:
         what = f"the gradient is {norms[-1]:.3g}, usually {usual:.3g}"
-        yield Trouble("grad_norm", what, "it is clipped; if it goes on, a lower --lr")
+        yield Trouble("grad_norm", what, f"it is clipped; if it goes on, {lower}")
 
 
 def _nothing_moves(history: History) -> Iterator[Trouble]:

@@ -1,6 +1,7 @@
 """A run's history is read back as it was, and each range of its numbers is told from what lies outside it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 
 from lgrpo.health import troubles
 from lgrpo.history import History
+from lgrpo.latent_sft.schedule import Schedule
 from lgrpo.metrics import METRICS, shown
+from lgrpo.overrides import read_overrides
 
+EARLIER_RATES = {"warm_up_lr", "encoder_lr", "decoder_lr", "joint_lr"}
 WELL = {
     "reward": 0.6, "signal": 0.4, "groups": 64, "latent": 9.0, "explicit": 5.0, "invalid": 0.01, "boxed": 0.99,
     "broken": 0, "unchecked": 0.0, "kl": 0.01, "clip_fraction": 0.05, "grad_norm": 0.8, "moved": 0.99, "skipped": 0,
@@ -31,6 +35,21 @@ def test_a_healthy_run_has_no_trouble() -> None:
     assert troubles(history(scores=(score(0, 0.5), score(4, 0.55), score(8, 0.54)))) == []
     assert troubles(History()) == []
     assert troubles(history(2)) == []
+
+
+def test_a_lower_rate_is_asked_for_by_the_option_that_lowers_it() -> None:
+    """Of `init`, --lr is the walk's alone."""
+    helps = {}
+    for part, number in (("train", "reward"), ("walk", "text"), ("encoder", "loss")):
+        steps = [{"step": n + 1, number: 0.5, "moved": 1.0, "grad_norm": 1.0, "skipped": 1} for n in range(11)]
+        steps.append({**steps[-1], "grad_norm": 30.0})
+        helps[part] = [one.help for one in troubles(History(steps, [])) if one.name in ("skipped", "grad_norm")]
+        assert len(helps[part]) == 2
+    assert all("a lower --lr" in one for one in helps["train"] + helps["walk"])
+    for one in helps["encoder"]:
+        names = re.findall(r"(\w+_lr)=N", one)
+        assert "--lr" not in one
+        assert set(read_overrides([f"{name}=1e-5" for name in names], Schedule)) == {*names} == EARLIER_RATES
 
 
 @pytest.mark.parametrize(
