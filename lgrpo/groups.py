@@ -88,7 +88,7 @@ class Sampler:
         self._rollout_s = self._verify_s = 0.0
 
     def collect(self, cursor: int) -> Drawn:
-        """Draw groups from `cursor` on until `batch` have signal or `draws` batches' worth were drawn.
+        """Draw groups from `cursor` on until `batch` have signal or `draws` draws were made, each of a batch at most.
 
         The size of each further draw follows from how many groups had signal so far.
         """

@@ -38,7 +38,7 @@ class TrainSettings:
     batch: int  # prompts with signal in a batch
     update_batch: int  # prompts in an optimiser step
     group: int  # rollouts a prompt, G
-    draws: int  # batches drawn at most in search of prompts with signal
+    draws: int  # at most, in search of prompts with signal; each is of a batch at most
     max_prompt: int  # positions
     max_response: int  # positions, latent and explicit together
     k: int
