@@ -1,7 +1,9 @@
 """Scores by hand: pass@k, the clustered standard error, lengths and invalid responses."""
 
+import random
+from collections import Counter
 from collections.abc import Sequence
-from math import sqrt
+from math import prod, sqrt
 
 import models
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from lgrpo.compare import clustered_standard_error, interval
 from lgrpo.evaluate import Answered, answer, pass_at_k, summarise
+from lgrpo.exam.samples import Outcome
 from lgrpo.problems import Problem
 from lgrpo.rollout import LATENT, Rollout
 from lgrpo.verify.verifier import Verdict
@@ -62,6 +65,24 @@ def test_the_interval_of_pass_at_k_is_clustered_by_problem() -> None:
     expected = {1: interval([0, 0.25, 0.5, 1], 4), 2: interval([0, 0.5, 5 / 6, 1], 2), 4: interval([0, 1, 1, 1], 1)}
     assert score.pass_at_k_interval == {k: pytest.approx(ends, abs=1e-12) for k, ends in expected.items()}
     assert score.as_json("x")["pass@k_interval"] == {str(k): pytest.approx(ends) for k, ends in expected.items()}
+
+
+@pytest.mark.parametrize(("problems", "right"), [(30, 0.5), (30, 0.1), (100, 0.3)])
+def test_intervals_of_pass_at_k_cover_the_truth_about_as_often_as_they_say(problems: int, right: float) -> None:
+    """Chances by a beta distribution, so k answers are all wrong by a product of (b + i) / (1 + i)."""
+    random.seed(0)
+    ks, covered = (1, 2, 4, 8), Counter[int]()
+    truth = {k: 1 - prod((1 - right + i) / (1 + i) for i in range(k)) for k in ks}
+    for _ in range(300):
+        chances = [random.betavariate(right, 1 - right) for _ in range(problems)]
+        explored = [
+            Outcome(place, run, random.random() < chance, True, 0, 0)
+            for place, chance in enumerate(chances)
+            for run in range(8)
+        ]
+        for k, (low, high) in summarise([], explored).pass_at_k_interval.items():
+            covered[k] += low <= truth[k] <= high
+    assert all(covered[k] / 300 >= 0.9 for k in ks), covered
 
 
 def test_problems_count_alike_however_many_responses_they_have() -> None:
