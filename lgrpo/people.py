@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from lgrpo.stdout import answering
 from lgrpo.text import clean
 
 F = TypeVar("F", bound=Callable[..., Any])
+NO_MEMORY = (
+    "out of memory: free some, or take a smaller model, shorter rows or fewer at a time; "
+    "a run goes on from its latest checkpoint with the same command"
+)
+_OUT_OF_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator: can't allocate memory|std::bad_alloc")
 
 
 class People(click.Group):
@@ -56,6 +62,10 @@ def _one_line(command: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise click.UsageError(clean(str(error))) from None
+    except (MemoryError, RuntimeError) as error:  # a GPU's, and PyTorch's on a CPU, are RuntimeErrors that say so
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise click.UsageError(NO_MEMORY) from None
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else command
         raise click.UsageError(f"{clean(error.format_message())} (see `{where} --help`)") from None

@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import torch
+from click.testing import CliRunner
 
 from lgrpo import __version__
+from lgrpo.people import NO_MEMORY, People
 
 TOLD = ["--help", "-h", "--version", "init --help", "train -h", "sample --help", "eval --help"]
 FULL = "the answer cannot be written to stdout (No space left on device); send it elsewhere, and ask again"
@@ -63,6 +67,29 @@ def test_a_mistake_before_any_command_is_one_line() -> None:
         assert wrong.stderr.endswith(" (see `lgrpo --help`)\n")
         assert wrong.stderr.count("\n") == 1
         assert "\x1b" not in wrong.stderr
+
+
+def taking(how: str) -> None:
+    if how == "python":
+        bytearray(1 << 60)
+    elif how == "cpu":
+        torch.empty(1 << 60, dtype=torch.uint8)
+    elif how == "gpu":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize("how", ["python", "cpu", "gpu"])
+def test_memory_that_runs_out_where_nothing_smaller_is_left_is_one_line(how: str) -> None:
+    people = People("lgrpo", commands={"take": click.Command("take", callback=lambda: taking(how))})
+    ended = CliRunner().invoke(people, ["take"])
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (2, "", f"Error: {NO_MEMORY}\n")
+
+
+def test_a_mistake_of_ours_is_not_called_memory() -> None:
+    people = People("lgrpo", commands={"take": click.Command("take", callback=lambda: taking("wrong"))})
+    with pytest.raises(RuntimeError, match="shapes"):
+        CliRunner().invoke(people, ["take"], catch_exceptions=False)
 
 
 def test_lgrpo_alone_shows_its_help() -> None:
