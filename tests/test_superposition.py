@@ -398,16 +398,17 @@ def test_weights_by_hand_and_without_gradient() -> None:
     assert weights.grad is None
 
 
-def test_margins_are_measured_in_units_of_the_noise() -> None:
-    """At noise_scale 0.5 the margin of a component is still the Gumbel number it was drawn with."""
+@pytest.mark.parametrize(("noise_scale", "unit"), [(0.5, 0.5), (1.0, 1.0), (0.0, 1.0)])
+def test_margins_are_measured_in_units_of_the_noise(noise_scale: float, unit: float) -> None:
+    """The margin of a component is the Gumbel number it was drawn with, at any scale; without noise, as it is."""
     log_p = torch.tensor([-0.5, -1.5], dtype=torch.float64, requires_grad=True)
     drawn = torch.tensor([2.0, 0.25], dtype=torch.float64)
-    settings = LatentSettings(k=2, noise_scale=0.5)
-    value = step_logprob(log_p, log_p.detach() + 0.5 * drawn, settings)
+    settings = LatentSettings(k=2, noise_scale=noise_scale)
+    value = step_logprob(log_p, log_p.detach() + unit * drawn, settings)
     assert float(value) == pytest.approx(float((-drawn - torch.exp(-drawn)).mean()), abs=1e-12)
     value.backward()
     assert log_p.grad is not None
-    assert log_p.grad.tolist() == pytest.approx(((1 - torch.exp(-drawn)) / 2 / 0.5).tolist(), abs=1e-12)
+    assert log_p.grad.tolist() == pytest.approx(((1 - torch.exp(-drawn)) / 2 / unit).tolist(), abs=1e-12)
 
 
 def test_the_weighted_step_uses_the_recorded_mixture_at_its_temperature() -> None:
