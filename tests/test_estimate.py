@@ -84,6 +84,7 @@ def test_responses_that_do_not_end_count_as_the_longest(monkeypatch: pytest.Monk
 
 
 def test_without_memory_to_measure_with_the_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "ENOUGH", 1e9)  # as much work as a micro-batch has
     made, hidden, most = policy(), Policy.hidden, [0]
 
     def limited(self: Policy, embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
