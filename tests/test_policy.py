@@ -286,12 +286,36 @@ def test_the_dtype_is_the_one_asked_for(dtype: torch.dtype, tmp_path: Path) -> N
     assert Policy.load(tmp_path).dtype == torch.float32  # on a CPU
 
 
-def test_sampling_knobs_in_a_generation_config_do_not_stop_saving(tmp_path: Path) -> None:
-    """Some published models keep temperature and top_p beside do_sample=False, which transformers refuses to save."""
+@pytest.mark.parametrize(
+    "knobs", [{"temperature": 0.6, "top_p": 0.9, "top_k": 20}, {"min_p": 0.1}, {"length_penalty": 2.0}]
+)
+def test_a_generation_config_that_contradicts_itself_does_not_stop_saving(
+    knobs: dict[str, float], tmp_path: Path
+) -> None:
+    """Some published models keep what is for sampling or beams beside neither, which transformers refuses to save."""
     policy = made()
-    policy.model.generation_config.update(temperature=0.6, top_p=0.9, top_k=20, do_sample=False)
+    policy.model.generation_config.update(do_sample=False, bos_token_id=3, **knobs)
     policy.save(tmp_path)
-    assert Policy.load(tmp_path).eos_ids == policy.eos_ids
+    again = Policy.load(tmp_path)
+    assert again.eos_ids == policy.eos_ids
+    assert again.model.generation_config.bos_token_id == 3
+
+
+def test_a_generation_config_that_does_not_is_kept(tmp_path: Path) -> None:
+    policy = made()
+    policy.model.generation_config.update(temperature=0.6, min_p=0.1, do_sample=True)
+    policy.save(tmp_path)
+    assert Policy.load(tmp_path).model.generation_config.min_p == 0.1
+
+
+def test_a_mixture_of_experts_is_saved_and_read_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In memory the weights of all experts are one tensor; in the files each has its own, as it is published."""
+    monkeypatch.setitem(models.ARCHITECTURES, "mixtral", ("MixtralConfig", {"num_local_experts": 2}))
+    policy = made(architecture="mixtral")
+    policy.save(tmp_path)
+    ours, read = policy.model.state_dict(), Policy.load(tmp_path).model.state_dict()
+    assert ours.keys() == read.keys()
+    assert all(torch.equal(ours[name], read[name]) for name in ours)
 
 
 def test_a_folder_without_a_card_is_an_explicit_model(tmp_path: Path) -> None:

@@ -121,14 +121,22 @@ class Policy:
         config.json says that there is a `lgrpo.json`. Raises OSError where a tensor on disk is not, bit for bit, the
         one in memory.
         """
-        self.model.generation_config.pad_token_id = self.pad_id
-        self.model.generation_config.eos_token_id = list(self.eos_ids)
-        for knob in ("temperature", "top_p", "top_k"):  # sampling knobs beside do_sample=False refuse to save
-            if not self.model.generation_config.do_sample:
-                setattr(self.model.generation_config, knob, None)
+        from transformers import GenerationConfig
+        from transformers.core_model_loading import revert_weight_conversion
+
+        ends = {"pad_token_id": self.pad_id, "eos_token_id": list(self.eos_ids)}
+        self.model.generation_config.update(**ends)
+        try:
+            self.model.generation_config.validate(strict=True)
+        except ValueError:  # many a published one contradicts itself, which transformers refuses to save
+            kept = self.model.generation_config.bos_token_id
+            self.model.generation_config = GenerationConfig(bos_token_id=kept, **ends)
         setattr(self.model.config, MARK, self.card.mode)
         self.model.save_pretrained(folder)
-        compare(sorted(folder.glob("model*.safetensors")), self.model.state_dict())
+        # Of some architectures other tensors are written than are in memory: an expert's own, out of those of all.
+        compare(
+            sorted(folder.glob("model*.safetensors")), revert_weight_conversion(self.model, self.model.state_dict())
+        )
         self.tokenizer.save_pretrained(folder)
         (folder / CARD).write_text(json.dumps(asdict(self.card), indent=1) + "\n")
         trained_on.write(folder, self.trained_on)
