@@ -282,6 +282,20 @@ def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
+def test_a_report_that_cannot_be_is_said_before_anything_is_asked_or_after_the_scores(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = score._checkpoint
+    monkeypatch.setattr(score, "_checkpoint", lambda *_: pytest.fail("hours of it"))
+    with pytest.raises(UserError, match="only runs have a report"):
+        results(capsys, f"{run_folder}/checkpoints/step-000001", report=True)
+    monkeypatch.setattr(score, "_checkpoint", ask)
+    monkeypatch.setattr(score, "write_report", lambda _: (_ for _ in ()).throw(PermissionError(13, "no right to it")))
+    with pytest.raises(UserError, match="cannot be written: no right to it"):
+        results(capsys, run_folder, report=True)
+    assert json.loads(capsys.readouterr().out)["results"][0]["problems"] == 6
+
+
 @pytest.mark.parametrize("form", [{}, {"as_json": True}, {"markdown": True}])
 def test_a_stdout_that_is_full_is_one_line_and_costs_no_sample(
     run_folder: str, form: dict[str, bool], monkeypatch: pytest.MonkeyPatch

@@ -50,8 +50,9 @@ def evaluate(asked: EvalOptions) -> None:
     The later ones are compared to the first. Samples are kept (samples.py): stopped, the same command goes on.
     """
     names = asked.checkpoints or [str(session.newest())]
+    runs = _runs(names) if asked.report else []
     if replace(asked, checkpoints=()) == EvalOptions(report=True):  # nothing else is asked
-        _report(names, _answer)
+        _report(runs, _answer)
         return
     if asked.as_json and asked.markdown:
         raise UserError("--json and --markdown are two forms of the same answer; choose one")
@@ -64,8 +65,6 @@ def evaluate(asked: EvalOptions) -> None:
     with Verifier() as grader, Show() as show:
         _say_left_out(benchmarks, show)
         scored = [(name, _checkpoint(name, where.value, benchmarks, asked, grader, show)) for name in names]
-        if asked.report:
-            _report(names, show.say)
     for _, later in scored[1:]:
         _compare(scored[0], later)
     results = [_named(name, ones, asked.seed) for name, ones in scored]
@@ -76,6 +75,7 @@ def evaluate(asked: EvalOptions) -> None:
             print(markdown(results), file=stdout)
         else:
             scores(results, stdout)
+    _report(runs, session.on_stderr)  # last: whatever it fails on, the scores are told
 
 
 def _answer(text: str) -> None:
@@ -89,11 +89,16 @@ def _named(name: str, ones: Sequence[Scored], seed: int) -> dict[str, Any]:
     return {"checkpoint": name, **which, "results": [one.entry for one in ones]}
 
 
-def _report(names: Sequence[str], say: Callable[[str], None]) -> None:
-    """The reports of the runs among the checkpoints, the scores that were kept in them. UserError where none is one."""
+def _runs(names: Sequence[str]) -> list[Path]:
+    """The runs among the checkpoints. UserError where none is one."""
     runs = [Path(name) for name in dict.fromkeys(names) if (Path(name) / "run.json").is_file()]
     if not runs:
         raise UserError("--report: only runs have a report, and none of these is one; name a folder of runs/")
+    return runs
+
+
+def _report(runs: Sequence[Path], say: Callable[[str], None]) -> None:
+    """The reports of runs, with the scores that were kept in them."""
     for run in runs:
         try:
             written = write_report(run)
