@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lgrpo import noise, tiny
+from lgrpo import faithful, noise, tiny
 from lgrpo.data import files, read_problems
 from lgrpo.data.benchmarks import known
 from lgrpo.engine import Engine
@@ -97,6 +97,8 @@ def load(source: str | None, device: str, found: str | None = None) -> Policy:
     _quieten()
     policy = Policy.load(found or find(source), device)
     policy.name = source or TINY
+    if not is_tiny(source):
+        faithful.check(policy)
     if not policy.knows_trained_on:
         on_stderr(
             f"whether {source} was trained on the problems it is given is not known: its {trained_on.FILE} is of an "
