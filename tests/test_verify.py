@@ -269,6 +269,10 @@ def test_an_answer_that_leaves_a_step_to_the_reader_is_no_number(answer: str) ->
         ("29 \\text{ m}^2", "29", 1.0),
         ("28\\frac{1}{2}", "28.5", 1.0),
         ("29.5 \\mathrm{cm}", "29.5", 1.0),
+        ("6.02 \\times 10^{23}", "6.02e23", 1.0),
+        ("10^{-5}", "1e-05", 1.0),  # as Python writes 0.00001
+        ("1e6", "10^6", 1.0),
+        ("1e5", "10^6", 0.0),
         ("\\sqrt{12}", "2\\sqrt{3}", 1.0),
         ("\\sqrt{13}", "2\\sqrt{3}", 0.0),
         (r"\begin{pmatrix} 1/2 \\ 2 \end{pmatrix}", r"\begin{pmatrix} \frac12 \\ 2 \end{pmatrix}", 1.0),

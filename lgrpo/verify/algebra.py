@@ -11,6 +11,7 @@ that has none (Windows), it goes on until it is done.
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import Any
 from lgrpo.interrupt import SIGNALS
 
 MEMORY = 1 << 30  # bytes of address space, 65 MB of which are the libraries': a tower of powers meets this limit first
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]+\.?[0-9]*)[eE]([-+]?[0-9]+)")
 
 
 def equivalent(reference: str, answer: str) -> bool:
@@ -39,10 +41,13 @@ def _meaning(text: str) -> list[Any]:
 
     Only LaTeX is read: the fallback for bare expressions picks a number out of text it does not understand. At first
     units are dropped; then they are kept, since `c` and `t` are units too, and `a + b + c` is lost without. Both
-    time-outs are off because math-verify's are signals: the parent's is the only one.
+    time-outs are off because math-verify's are signals: the parent's is the only one. The e of `6.02e23` is a factor in
+    LaTeX.
     """
     from math_verify import LatexExtractionConfig, parse
 
+    if scientific := _SCIENTIFIC.fullmatch(text):
+        text = rf"{scientific[1]} \times 10^{{{scientific[2]}}}"
     usual = LatexExtractionConfig()
     with_units = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
     for how in (usual, with_units):
