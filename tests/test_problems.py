@@ -268,7 +268,7 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path: Path, files: list[str],
         (["train.jsonl"], "test", "no file for the split `test` among train.jsonl"),
         (["test.jsonl"], "train", "no file for the split `train`"),
         (["train_easy.jsonl", "train_hard.jsonl"], "train", "several files for the split `train`"),
-        (["cn/train.jsonl", "en/train.jsonl"], "train", "several data sets; choose one"),
+        (["cn/train.jsonl", "en/train.jsonl"], "train", "several data sets; choose one as .*/FOLDER, of cn, en"),
     ],
 )
 def test_an_unclear_folder_is_not_guessed(tmp_path: Path, files: list[str], split: str, message: str) -> None:

@@ -98,7 +98,7 @@ def _field(fields: Mapping[str, Any], row: Mapping[str, Any], meaning: str, name
     if found is None:
         empty = next((name for name in names if name in fields), None)
         if empty is not None:
-            raise UserError(f"the field `{empty}` is null; give the row a {meaning} or take it out")
+            raise UserError(f"the field `{empty}` is null; give the row its {meaning}, or take it out")
         there = listed([str(name) for name in row])
         raise UserError(f"no field for the {meaning}; fields found: {there}; fields understood: {NAMES}")
     return found

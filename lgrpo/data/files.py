@@ -67,7 +67,9 @@ def choose(names: Sequence[str], split: str, source: str, part: str = "") -> lis
     if len(folders) > 1:
         usual = next((folder for folder in _USUAL_FOLDERS if folder in folders), None)
         if usual is None:
-            raise UserError(f"{source}: several data sets; choose one as {source}:FOLDER, of {listed(sorted(folders))}")
+            between = "/" if Path(source).is_dir() else ":"
+            those = listed(sorted(folders))
+            raise UserError(f"{source}: several data sets; choose one as {source}{between}FOLDER, of {those}")
         found = [name for name in found if _folder(name, words) == usual]
     kind = next(kind for kind in TYPES if any(name.lower().endswith(kind) for name in found))
     found = [name for name in found if name.lower().endswith(kind)]
