@@ -33,6 +33,20 @@ class Real(click.FloatRange):
         return found
 
 
+class Name(click.ParamType[str]):
+    """Of a model or of data. An empty one is a variable of the shell that is not set: it never stands for none."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty; name one, or leave it out", param, ctx)
+        return str(value)
+
+
+NAME = Name()
+
+
 def whole(numbers: Range, least: int = 1) -> click.IntRange:
     return click.IntRange(least, int(numbers.most))
 
@@ -80,7 +94,7 @@ def training(function: Callable[..., None]) -> Callable[..., None]:
         type=click.Path(path_type=Path),
         help="Run folder.  [default: runs/<model>-init, -grpo or -explicit-grpo]",
     )(function)
-    return click.option("--data", help=DATA_HELP)(function)
+    return click.option("--data", type=NAME, help=DATA_HELP)(function)
 
 
 @click.group(
@@ -108,7 +122,7 @@ def main() -> None:
       lgrpo init models/mine --data train.jsonl --out runs/mine --set batch=16
     """,
 )
-@click.argument("base", required=False)
+@click.argument("base", type=NAME, required=False)
 @training
 @click.option("--steps", type=whole(COUNT), help="Optimiser steps of all stages together.  [default: recipe]")
 @click.option("--lr", type=Real(RATE), help="Peak learning rate of the last stage.  [default: recipe]")
@@ -135,7 +149,7 @@ def init(**options: Any) -> None:
       lgrpo train someone/latent-model --data train.parquet --set max_response=512
     """,
 )
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", type=NAME, required=False)
 @training
 @click.option("--steps", type=whole(COUNT), help="Batches to learn from.  [default: from the recipe]")
 @click.option("--lr", type=Real(RATE), help="Learning rate, constant.  [default: recipe]")
@@ -177,7 +191,7 @@ def train(**options: Any) -> None:
     """,
 )
 @click.argument("problem", required=False)
-@click.option("--model", help="Run folder, model folder or hub name.  [default: the newest run here]")
+@click.option("--model", type=NAME, help="Run folder, model folder or hub name.  [default: the newest run here]")
 @click.option("-n", "--samples", type=whole(ANSWERS), default=1, show_default=True, help="Answers to draw.")
 @click.option(
     "--explore",
@@ -198,6 +212,7 @@ def train(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a sample on stdout.  [default: text]")
 @click.option(
     "--file",
+    type=NAME,
     metavar="DATA",
     help="Answer each problem of a data file, or of JSON lines on stdin (`-`), as JSON lines.  [default: one problem]",
 )
@@ -224,9 +239,10 @@ def sample(**options: Any) -> None:
       lgrpo eval runs/mine --data test.jsonl --json > scores.json
     """,
 )
-@click.argument("checkpoints", nargs=-1)
+@click.argument("checkpoints", type=NAME, nargs=-1)
 @click.option(
     "--data",
+    type=NAME,
     multiple=True,
     help="arithmetic, gsm8k, gsm8k-aug, gsm-hard, svamp, multiarith, math500, aime24, aime25, gpqa, file or hub name; "
     "repeatable.  [default: the test problems of what the checkpoint was trained on]",

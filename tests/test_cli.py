@@ -500,6 +500,12 @@ DATA = {
 }
 REFUSED: list[tuple[list[str], str]] = [
     *[(WITH_MODEL[command](model), message) for command in COMMANDS for model, message in MODELS.items()],
+    # A variable of the shell that is not set: neither the embedded model, nor the newest run, nor this folder.
+    *[(WITH_MODEL[command](""), "it is empty; name one, or leave it out") for command in COMMANDS],
+    *[(words, "it is empty; name one, or leave it out") for words in (
+        ["init", "--data", ""], ["train", "latent", "--data", ""], ["eval", "latent", "--data", " "],
+        ["sample", "--file", "", "--model", "latent"],
+    )],
     *[
         ([*words, "--data", data], message)
         for words in (["init"], ["train", "latent"], ["eval", "latent"])
