@@ -192,7 +192,8 @@ def _hidden(policy: Policy, rows: int, length: int) -> torch.Tensor:
     size, device = policy.model.config.get_text_config().hidden_size, policy.device
     embeds = torch.zeros(rows, length, size, dtype=policy.dtype, device=device)
     causal = torch.ones(1, length, length, dtype=torch.bool, device=device).tril().expand(rows, -1, -1)
-    return policy.hidden(embeds, causal, torch.arange(length, device=device).expand(rows, -1))
+    # All at position 0, which takes as long: the model may have fewer positions than are timed.
+    return policy.hidden(embeds, causal, torch.zeros(rows, length, dtype=torch.int64, device=device))
 
 
 def _wait(device: torch.device) -> None:

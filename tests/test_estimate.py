@@ -10,6 +10,7 @@ import torch
 from lgrpo import estimate
 from lgrpo.estimate import Speed, init_time, train_time
 from lgrpo.latent_sft.schedule import schedule
+from lgrpo.memory import reinforcement
 from lgrpo.plan import Setting, TrainSettings, train_settings
 from lgrpo.policy import Card, Policy
 from lgrpo.problems import Problem
@@ -101,3 +102,11 @@ def test_without_memory_to_measure_with_the_time_is_unknown(monkeypatch: pytest.
     monkeypatch.setattr(estimate, "_pass", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("injected")))
     chosen, _ = schedule("tiny", max_prompt=96, max_response=24, device="cpu", batch=4, k=3)
     assert init_time(made, chosen, PROBLEMS).value == "unknown"
+
+
+def test_a_model_of_few_positions_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2's positions are rows of a table: one past its end is an error, and on a GPU the end of the process."""
+    monkeypatch.setitem(models.ARCHITECTURES, "gpt2", ("GPT2Config", {"n_positions": 50}))
+    made = models.policy("gpt2", torch.float32, max_position_embeddings=None)
+    assert reinforcement.shape_of(made).kept > 0
+    assert estimate._position(made, False, micro_tokens=256) > 0

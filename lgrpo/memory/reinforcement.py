@@ -106,8 +106,9 @@ def _kept(policy: Policy, length: int) -> int:
     device, size = policy.device, policy.model.config.get_text_config().hidden_size
     embeds = torch.zeros(1, length, size, dtype=policy.dtype, device=device)
     causal = torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
+    at = torch.zeros(1, length, dtype=torch.int64, device=device)  # the model may have fewer positions than are tried
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = policy.hidden(embeds, causal, torch.arange(length, device=device)[None])
+        output = policy.hidden(embeds, causal, at)
     del output
     return sum(storage.nbytes() for storage in storages.values())
 
