@@ -24,9 +24,10 @@ from lgrpo.problems import Problem, copies
 from lgrpo.report import PAGE
 from lgrpo.runs import Run, checkpoints
 from lgrpo.runs.durable import read_json
-from lgrpo.runs.guard import check_folder, unfinished
+from lgrpo.runs.guard import check_folder, refuse, unfinished
 from lgrpo.screen import Show
 from lgrpo.starting import Start, start_of
+from lgrpo.train import steps_taken
 from lgrpo.train import train as learn
 from lgrpo.verify import Verifier
 
@@ -172,9 +173,12 @@ def _train(asked: TrainOptions, anew: bool = False) -> Path:
     same = session.identity(
         settings, problems, held_out, checkpoint=start.name, checkpoint_hash=start.hash(policy), data=data
     )  # fmt: skip
-    if (start.moved or begun) and asked.overwrite and not unfinished(out, "train", same):
+    replaced = asked.overwrite and not unfinished(out, "train", same)
+    if (start.moved or begun) and replaced:
         del policy
         return _train(asked, anew=True)
+    if not replaced and refuse(out, "train", same, overwrite=False) and (taken := steps_taken(out)) > settings.steps:
+        raise UserError(f"{out} has taken {taken} steps already; give --steps with no fewer, or another --out")
     facts = {**session.place_of(policy, where.value), "options": _recorded(replace(asked, checkpoint=source))}
     facts["cut"] = cut_of(settings, begun)
     if has_more_steps(out, settings.steps):

@@ -33,6 +33,7 @@ from lgrpo.policy import Policy
 from lgrpo.problems import Problem
 from lgrpo.reading import readable
 from lgrpo.runs import Run
+from lgrpo.runs.checkpoints import latest_saved
 from lgrpo.runs.contents import compare
 from lgrpo.runs.durable import read_json
 from lgrpo.screen import Show
@@ -229,6 +230,13 @@ def _save(policy: Policy, learner: Learner, progress: Progress, run: Run, score:
 
     run.save(f"step-{progress.step:06d}", write, score)
     run.prune()
+
+
+def steps_taken(folder: Path) -> int:
+    """Of the run in a folder, by its latest checkpoint; 0 where there is none, or it does not say."""
+    latest = latest_saved(folder)
+    taken = (read_json(latest.path / STATE) or {}).get("step") if latest else 0
+    return taken if type(taken) is int else 0
 
 
 def _resume(run: Run, learner: Learner) -> Progress:

@@ -291,6 +291,10 @@ def test_a_stopped_run_goes_on_without_arguments_and_a_finished_one_says_so(
     done("train", "runs/latent-grpo", "--steps", "4")
     assert steps_of("runs/latent-grpo") == [1, 2, 3, 4]
     assert "has finished its 4 steps" in lgrpo("train").stderr
+    before = listing()  # fewer than it has taken cannot be, and run.json must not say so
+    refused = lgrpo("train", latent, "--set", "limit=40", "--seed", "2", "--steps", "2")
+    assert (refused.exit_code, listing()) == (2, before)
+    assert "latent-grpo has taken 4 steps already; give --steps with no fewer, or another --out" in refused.stderr
 
 
 def test_the_diagnosis_of_a_run_that_diverged_comes_whatever_became_of_its_files(
