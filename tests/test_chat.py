@@ -71,6 +71,11 @@ def test_ctrl_c_clears_what_is_typed_and_leaves_where_nothing_is(keys: PipeInput
     assert [prompt.ask(), prompt.ask()] == ["whole", None]
 
 
+def test_a_colour_in_what_is_pasted_is_no_movement_of_the_mouse(keys: PipeInput) -> None:
+    """A terminal without bracketed paste sends it as it is, and prompt_toolkit ends with a traceback."""
+    assert typing(keys, f"\x1b[31mred\x1b[0m 3+4?{ENTER}").ask() == "red 3+4?"
+
+
 def test_the_arrow_brings_back_what_was_asked_before_this_time_too(keys: PipeInput, tmp_path: Path) -> None:
     path = tmp_path / "state" / "history"
     assert typing(keys, f"first\nline{ENTER}", path).ask() is not None

@@ -17,6 +17,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import Output
 from prompt_toolkit.output.defaults import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
@@ -93,6 +94,9 @@ def _keys() -> KeyBindings:
     @keys.add("escape", "enter")
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    @keys.add(Keys.Vt100MouseEvent)  # nobody asked for the mouse: this is the colour of a text that was pasted
+    def _pass_over(event: KeyPressEvent) -> None: ...
 
     @keys.add("c-c")
     def _clear_or_leave(event: KeyPressEvent) -> None:
