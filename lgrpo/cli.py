@@ -11,44 +11,13 @@ import click
 
 from lgrpo import __version__
 from lgrpo.people import People, helping, telling
-from lgrpo.ranges import ANSWERS, COUNT, RATE, TEMPERATURE, Range
+from lgrpo.ranges import ANSWERS, COUNT, RATE, TEMPERATURE
+from lgrpo.values import NAME, Real, whole
 
 DATA_HELP = (
     "JSON lines, JSON, CSV, Parquet or GSM8K-Aug text file, or a hub name; `arithmetic` is the built-in generator.  "
     "[default: what the checkpoint was trained on; arithmetic for tiny]"
 )
-
-
-class Real(click.FloatRange):
-    """A number in a range; to click, nan lies in every one."""
-
-    def __init__(self, numbers: Range):
-        super().__init__(0, numbers.most, min_open=not numbers.zero)
-        self.numbers = numbers
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found: float = super().convert(value, param, ctx)
-        if not self.numbers.holds(found):
-            self.fail(f"{found} is not in the range: {self.numbers}.", param, ctx)
-        return found
-
-
-class Name(click.ParamType[str]):
-    """Of a model or of data. An empty one is a variable of the shell that is not set: it never stands for none."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not str(value).strip():
-            self.fail("it is empty; name one, or leave it out", param, ctx)
-        return str(value)
-
-
-NAME = Name()
-
-
-def whole(numbers: Range, least: int = 1) -> click.IntRange:
-    return click.IntRange(least, int(numbers.most))
 
 
 def shared(function: Callable[..., None], **seed: Any) -> Callable[..., None]:

@@ -42,7 +42,7 @@ def check(policy: Policy) -> None:
 @torch.no_grad()
 def _gaps(policy: Policy) -> Tensor:
     """Differences of the tokens' log-probabilities, float [R]."""
-    prompt = policy.asked("")[-PROMPT:]
+    prompt = policy.asked("1 + 1?")[-PROMPT:]
     engine = Engine(policy, LatentSettings(k=1), TextSettings(temperature=1.0), RESPONSE, ROLLOUTS)
     engine.pace = EAGER  # graphs pay for longer work
     rollouts = engine.generate([Request(prompt, key, False, temperature=1.0) for key in range(ROLLOUTS)])

@@ -281,7 +281,6 @@ def test_a_benchmark_is_asked_as_often_as_the_paper_asks_it(
     assert [entry["runs"] for entry in found["results"]] == [64, 4, 8, 5, 5]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
 def test_a_report_that_cannot_be_is_said_before_anything_is_asked_or_after_the_scores(
     run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +295,7 @@ def test_a_report_that_cannot_be_is_said_before_anything_is_asked_or_after_the_s
     assert json.loads(capsys.readouterr().out)["results"][0]["problems"] == 6
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is full")
 @pytest.mark.parametrize("form", [{}, {"as_json": True}, {"markdown": True}])
 def test_a_stdout_that_is_full_is_one_line_and_costs_no_sample(
     run_folder: str, form: dict[str, bool], monkeypatch: pytest.MonkeyPatch

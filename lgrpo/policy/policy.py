@@ -166,8 +166,8 @@ class Policy:
 
     @cached_property
     def _template_begins(self) -> bool:
-        """Whether the chat template ends with `<think>` by itself: asked without a problem, which may end so, too."""
-        return prompt_text(self.tokenizer, "", self.name).rstrip().endswith(BEGIN)
+        """Whether the chat template ends with `<think>` by itself: a problem of the user's may end so, too."""
+        return prompt_text(self.tokenizer, "1 + 1?", self.name).rstrip().endswith(BEGIN)
 
     def asked(self, problem: str) -> tuple[int, ...]:
         """The prompt of a problem as this policy is asked, latent or not: what is measured is what it will read."""

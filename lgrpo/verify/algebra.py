@@ -21,7 +21,7 @@ from typing import Any
 from lgrpo.interrupt import SIGNALS
 
 MEMORY = 1 << 30  # bytes of address space, 65 MB of which are the libraries': a tower of powers meets this limit first
-_SCIENTIFIC = re.compile(r"([-+]?[0-9]+\.?[0-9]*)[eE]([-+]?[0-9]+)")
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]+\.?[0-9]*)[eE]([-+]?[0-9]{1,3})")  # what a float can be
 
 
 def equivalent(reference: str, answer: str) -> bool:
