@@ -192,13 +192,7 @@ def test_what_a_layer_keeps_is_measured() -> None:
 
 
 def test_free_memory_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    real = device.Path
-
-    def other(path: str) -> Any:
-        assert path == "/proc/meminfo"
-        return real(tmp_path / "meminfo")
-
-    monkeypatch.setattr(device, "Path", other)
+    monkeypatch.setattr(device, "PROC", tmp_path)
     assert room_on(torch.device("cpu"), 1) is None
     (tmp_path / "meminfo").write_text("MemTotal:       2000 kB\nMemAvailable:    1000 kB\n")
     assert room_on(torch.device("cpu"), 1) == 1000 * 1024 + 1
