@@ -79,7 +79,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "model.safetensors"), **load_file(folder / "train_state.safetensors")}
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [(torch.float32, 4), (torch.bfloat16, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "steps"), [(torch.float32, 4), pytest.param(torch.bfloat16, 2, marks=pytest.mark.slow)]
+)
 def test_a_run_that_goes_on_is_bit_for_bit_the_run_that_never_stopped(
     tmp_path: Path, dtype: torch.dtype, steps: int
 ) -> None:
@@ -131,7 +133,7 @@ def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_running_out_of_memory_among_the_weights_is_told_and_changes_no_bit(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
