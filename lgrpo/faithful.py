@@ -41,7 +41,10 @@ def check(policy: Policy) -> None:
 
 @torch.no_grad()
 def _gaps(policy: Policy) -> Tensor:
-    """Differences of the tokens' log-probabilities, float [R]."""
+    """Absolute differences, nats, of each token's log-probability, one rollout after the other: float [sum of T].
+
+    The larger one of two: of the rollout, and of its score in a packed row, each to the model's own.
+    """
     prompt = policy.asked("1 + 1?")[-PROMPT:]
     engine = Engine(policy, LatentSettings(k=1), TextSettings(temperature=1.0), RESPONSE, ROLLOUTS)
     engine.pace = EAGER  # graphs pay for longer work

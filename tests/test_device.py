@@ -36,6 +36,7 @@ WITHIN = {name.replace("box/", ""): text for name, text in TWO.items() if "/run/
         ("0::/box/run\n", {**TWO, "sys/box/run/memory.max": "300\n", "sys/box/run/memory.current": "1\n"}, 299),
         ("0::/box/run\n", {**TWO, "sys/box/memory.current": "9500000\n"}, 0),
         ("0::/box/run\n", {**TWO, "sys/box/memory.max": "80000000000\n"}, 40_960_000),
+        ("0::/box\n", {"sys/box/memory.max": "8000000\n"}, 8_000_000),  # a system that shows the limit alone
         ("0::/\n", WITHIN, 4_000_000),  # its own folder is the root of what it sees
         ("0::/box/run\n", WITHIN, 4_000_000),  # its own folder is not to be seen
         ("0::/../run\n", WITHIN, 4_000_000),

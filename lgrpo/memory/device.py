@@ -50,8 +50,9 @@ def _left_of_groups() -> Iterator[int]:
             folder = GROUPS.joinpath(root, *parts[:depth])
             given = _lines(folder / limit)
             if given and given[0].isdecimal() and int(given[0]) < _UNLIMITED:
-                kept = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[0] == files]
-                yield max(0, int(given[0]) - int(_lines(folder / use)[0]) + sum(kept))
+                kept = [int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.split()[:1] == [files]]
+                used = sum(map(int, _lines(folder / use)))
+                yield max(0, int(given[0]) - used + sum(kept))
 
 
 def _lines(path: Path) -> list[str]:
